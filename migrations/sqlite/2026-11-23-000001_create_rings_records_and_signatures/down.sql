@@ -1,0 +1,10 @@
+DROP VIEW signed_records;
+DROP TABLE signatures;
+DROP TABLE key_events;
+DROP TABLE key_uses;
+DROP TABLE batches;
+DROP TABLE records;
+DROP TABLE keys;
+DROP TABLE rings;
+DROP TABLE keks;
+DROP TABLE database_identity;

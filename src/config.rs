@@ -1,0 +1,243 @@
+//! The configuration: every key with its type, its range and its default, and how it is loaded.
+//!
+//! A value that is out of range never gets past [`Config::load`]. What each key means to an
+//! operator stands in `chancery.example.toml`; a test keeps the two in step.
+
+mod database_url;
+mod error;
+mod load;
+mod value;
+
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+pub use self::database_url::{DatabaseUrl, DatabaseUrlError};
+pub use self::error::{ConfigError, Origin};
+pub use self::load::{DEFAULT_FILE, Key, Loaded, Overrides, process_environment};
+pub use self::value::Auto;
+use crate::types::BatchSize;
+
+/// Everything a process may be told from outside.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Where the records are.
+    pub database: DatabaseConfig,
+    /// How they are signed.
+    pub signing: SigningConfig,
+    /// How long a checkout holds, and how often a batch may fail.
+    pub lease: LeaseConfig,
+    /// How private keys are unsealed.
+    pub keys: KeysConfig,
+    /// The admin endpoints.
+    pub http: HttpConfig,
+    /// This process among others.
+    pub node: NodeConfig,
+    /// What is logged, and in which form.
+    pub log: LogConfig,
+}
+
+/// `[database]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DatabaseConfig {
+    /// Which database.
+    pub url: DatabaseUrl,
+    /// Seconds to wait for the database at start, 0 to 86,400.
+    #[serde(deserialize_with = "value::whole::<0, 86_400, _, _>")]
+    pub wait_s: u32,
+    /// Connections of this process, 1 to 1,000.
+    #[serde(deserialize_with = "value::whole::<1, 1_000, _, _>")]
+    pub pool_size: u32,
+    /// The PostgreSQL role that `migrate` grants the runtime rights to.
+    #[serde(deserialize_with = "value::optional_text")]
+    pub runtime_role: Option<String>,
+}
+
+impl DatabaseConfig {
+    /// How long to wait for the database at start.
+    #[must_use]
+    pub fn wait(&self) -> Duration {
+        Duration::from_secs(self.wait_s.into())
+    }
+}
+
+impl Default for DatabaseConfig {
+    fn default() -> Self {
+        DatabaseConfig { url: DatabaseUrl::default(), wait_s: 60, pool_size: 8, runtime_role: None }
+    }
+}
+
+/// `[signing]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SigningConfig {
+    /// The ring whose keys sign.
+    #[serde(deserialize_with = "value::text")]
+    pub ring: String,
+    /// Records in a full batch, 1 to 1,000,000.
+    #[serde(deserialize_with = "value::whole::<1, 1_000_000, _, _>")]
+    pub batch_size: BatchSize,
+    /// Signer threads, 1 to 1,024.
+    #[serde(deserialize_with = "value::auto::<1, 1_024, _, _>")]
+    pub signers: Auto<usize>,
+    /// Threads that load payloads, 1 to 256.
+    #[serde(deserialize_with = "value::auto::<1, 256, _, _>")]
+    pub loaders: Auto<usize>,
+    /// Threads that store signatures, 1 to 16.
+    #[serde(deserialize_with = "value::whole::<1, 16, _, _>")]
+    pub writers: usize,
+    /// Which implementation computes the signatures.
+    #[serde(deserialize_with = "value::engine")]
+    pub engine: EngineName,
+    /// Batches claimed and not yet stored, 1 to 100,000.
+    #[serde(deserialize_with = "value::auto::<1, 100_000, _, _>")]
+    pub max_in_flight: Auto<usize>,
+    /// Payload bytes in memory at once, at least 1 MiB.
+    #[serde(deserialize_with = "value::whole::<1_048_576, { value::NO_MOST }, _, _>")]
+    pub max_in_flight_bytes: u64,
+    /// Payload bytes loaded and signed at a time, 64 KiB to 1 GiB.
+    #[serde(deserialize_with = "value::whole::<65_536, 1_073_741_824, _, _>")]
+    pub slice_bytes: u64,
+}
+
+impl Default for SigningConfig {
+    fn default() -> Self {
+        SigningConfig {
+            ring: "default".to_owned(),
+            batch_size: BatchSize(const { NonZeroU32::new(500).unwrap() }),
+            signers: Auto::Auto,
+            loaders: Auto::Auto,
+            writers: 1,
+            engine: EngineName::Dalek,
+            max_in_flight: Auto::Auto,
+            max_in_flight_bytes: 64 * 1024 * 1024,
+            slice_bytes: 8 * 1024 * 1024,
+        }
+    }
+}
+
+/// `[lease]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LeaseConfig {
+    /// Seconds a checkout holds without renewal, 1 to 3,600.
+    #[serde(deserialize_with = "value::whole::<1, 3_600, _, _>")]
+    pub duration_s: u32,
+    /// Failures and reclaims of a batch before it is quarantined, 1 to 1,000.
+    #[serde(deserialize_with = "value::whole::<1, 1_000, _, _>")]
+    pub max_attempts: u32,
+}
+
+impl LeaseConfig {
+    /// How long a checkout holds without renewal.
+    #[must_use]
+    pub fn duration(&self) -> Duration {
+        Duration::from_secs(self.duration_s.into())
+    }
+}
+
+impl Default for LeaseConfig {
+    fn default() -> Self {
+        LeaseConfig { duration_s: 15, max_attempts: 5 }
+    }
+}
+
+/// `[keys]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct KeysConfig {
+    /// The file that holds the key-encryption key.
+    #[serde(deserialize_with = "value::optional_path")]
+    pub kek_file: Option<PathBuf>,
+}
+
+/// `[http]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HttpConfig {
+    /// Where the admin endpoints listen; port 0 takes any free one.
+    #[serde(deserialize_with = "value::socket_address")]
+    pub bind: SocketAddr,
+}
+
+impl Default for HttpConfig {
+    fn default() -> Self {
+        HttpConfig { bind: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)) }
+    }
+}
+
+/// `[node]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NodeConfig {
+    /// The node's name in the database and in logs, if it was given one.
+    #[serde(deserialize_with = "value::optional_text")]
+    pub name: Option<String>,
+}
+
+impl NodeConfig {
+    /// The name, or else the host's, or else `unnamed`.
+    #[must_use]
+    pub fn name_or_host(&self) -> String {
+        let host = || hostname::get().ok().map(|host| host.to_string_lossy().into_owned());
+        self.name.clone().or_else(host).unwrap_or_else(|| "unnamed".to_owned())
+    }
+}
+
+/// `[log]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogConfig {
+    /// How a line looks.
+    #[serde(deserialize_with = "value::log_format")]
+    pub format: LogFormat,
+    /// A level, or directives for `tracing_subscriber::EnvFilter`.
+    #[serde(deserialize_with = "value::log_filter")]
+    pub level: String,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        LogConfig { format: LogFormat::Pretty, level: "info".to_owned() }
+    }
+}
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Pretty,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The name of an implementation of Ed25519.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EngineName {
+    /// The crate `ed25519-dalek`.
+    Dalek,
+}
+
+impl EngineName {
+    /// The word that stands in the configuration.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            EngineName::Dalek => "dalek",
+        }
+    }
+}
+
+impl fmt::Display for EngineName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}

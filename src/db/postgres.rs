@@ -1,0 +1,482 @@
+//! [`Store`] on PostgreSQL: connections, the one transaction runner, and errors told apart.
+//!
+//! The protocol's own transactions stand in `protocol.rs`, the intake in `intake.rs`.
+
+mod intake;
+mod protocol;
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use diesel::Connection;
+use diesel::connection::SimpleConnection;
+use diesel::pg::PgConnection;
+use diesel::r2d2::{ConnectionManager, CustomizeConnection, Pool, PooledConnection};
+use diesel::result::{ConnectionError, DatabaseErrorKind, Error as DieselError};
+
+use super::models::{BlockerRow, TextRow};
+use super::shared::{self, Bind, Session, TxError, TxResult};
+use super::{
+    Batch, BatchKey, Blocker, CheckOut, CheckedOut, GiveUp, Inserted, KekCheck, Key, MakeKeyError,
+    Membership, NewKey, NewRecord, OpenUse, Progress, ReclaimScope, Reclaimed, Refusal, Remaining,
+    Ring, SealedKeyRow, SignedBatch, SignedRecord, SigningLock, Store, StoreError, StoreOptions,
+    StoreOutcome,
+};
+use crate::ledger::Event;
+use crate::types::{
+    BatchId, BatchRange, Fence, KeyEvent, KeyId, Kid, NodeId, Outcome, Position, Record, RecordId,
+    RingId, Tick,
+};
+
+/// How often a transaction that gave way to another is tried before the caller hears of it.
+const BUSY_ATTEMPTS: u32 = 5;
+
+/// The store on PostgreSQL. Any number of nodes may share one database.
+pub struct PgStore {
+    pool: Pool<ConnectionManager<PgConnection>>,
+    node: NodeId,
+    lease: Duration,
+    max_attempts: i32,
+    /// The highest tick of each ring that this node has seen in a committed state.
+    seen: Mutex<HashMap<RingId, Tick>>,
+}
+
+impl PgStore {
+    /// Connects to the server at `url`, a libpq connection URI.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] while the server cannot be reached or is starting,
+    /// [`StoreError::Connect`] if it refuses this user or has no such database.
+    pub fn open(url: &str, options: &StoreOptions) -> Result<Self, StoreError> {
+        let url = with_keepalives(url);
+        // One connection by hand: its error says why, where the pool's would only say "timed out".
+        PgConnection::establish(&url).map_err(connect_error)?;
+        let pool = Pool::builder()
+            .max_size(options.pool_size.max(2))
+            .min_idle(Some(0))
+            .test_on_check_out(true)
+            .connection_timeout(Duration::from_secs(5))
+            .error_handler(Box::new(diesel::r2d2::NopErrorHandler))
+            .connection_customizer(Box::new(SessionSettings::new(&options.node, options.lease)))
+            .build_unchecked(ConnectionManager::new(url));
+        Ok(PgStore {
+            pool,
+            node: options.node.clone(),
+            lease: options.lease,
+            max_attempts: i32::try_from(options.max_attempts).unwrap_or(i32::MAX),
+            seen: Mutex::new(HashMap::new()),
+        })
+    }
+
+    fn connection(&self) -> Result<PooledConnection<ConnectionManager<PgConnection>>, StoreError> {
+        self.pool.get().map_err(|error| StoreError::Unavailable(one_line(&error.to_string())))
+    }
+
+    /// Runs a transaction, again where it only gave way to another one (a deadlock, a lock
+    /// timeout). The one place that decides about retries on this database.
+    #[expect(clippy::disallowed_methods, reason = "this is the one wrapper of raw transactions")]
+    fn run_tx<T>(
+        &self,
+        mut body: impl FnMut(&mut PgConnection) -> TxResult<T>,
+    ) -> Result<T, StoreError> {
+        let mut attempt = 1;
+        loop {
+            let mut connection = self.connection()?;
+            let error = match PgConnection::transaction(&mut connection, &mut body) {
+                Ok(value) => return Ok(value),
+                Err(TxError::Store(error)) => return Err(error),
+                Err(TxError::Diesel(error)) => classify(error),
+            };
+            if !matches!(error, StoreError::Busy(_)) || attempt == BUSY_ATTEMPTS {
+                return Err(error);
+            }
+            attempt += 1;
+        }
+    }
+
+    /// Runs reads that need no transaction around them.
+    fn read<T>(
+        &self,
+        body: impl FnOnce(&mut PgConnection) -> TxResult<T>,
+    ) -> Result<T, StoreError> {
+        let mut connection = self.connection()?;
+        body(&mut connection).map_err(|error| match error {
+            TxError::Store(error) => error,
+            TxError::Diesel(error) => classify(error),
+        })
+    }
+
+    /// The rollback guard: refuses a tick lower than one seen committed.
+    fn check_tick(&self, ring: RingId, now: Tick) -> Result<(), StoreError> {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        match seen.get(&ring) {
+            Some(&seen) if now < seen => Err(StoreError::RolledBack { ring, seen, now }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Remembers a tick that has been committed.
+    fn saw_tick(&self, ring: RingId, tick: Tick) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let highest = seen.entry(ring).or_insert(tick);
+        *highest = tick.max(*highest);
+    }
+}
+
+/// What each session sets for itself, whatever the server's or the role's defaults.
+#[derive(Debug)]
+struct SessionSettings {
+    statements: String,
+}
+
+impl SessionSettings {
+    fn new(node: &NodeId, lease: Duration) -> Self {
+        // PostgreSQL cuts application names at 63 bytes; a quote would end the literal.
+        let application: String =
+            format!("chancery/{node}").replace(['\'', '\\'], "_").chars().take(63).collect();
+        let lock_timeout_ms = lease.as_millis() / 2;
+        let idle_timeout_ms = lease.as_millis() * 3 / 4;
+        SessionSettings {
+            statements: format!(
+                "SET application_name = '{application}';
+                 SET default_transaction_isolation = 'read committed';
+                 SET lock_timeout = {lock_timeout_ms};
+                 SET idle_in_transaction_session_timeout = {idle_timeout_ms};
+                 SET tcp_keepalives_idle = 10;
+                 SET tcp_keepalives_interval = 5;
+                 SET tcp_keepalives_count = 3;
+                 SET timezone = 'UTC';
+                 SELECT set_config('synchronous_commit', 'on', false)
+                 WHERE current_setting('synchronous_commit') IN ('off', 'local')"
+            ),
+        }
+    }
+}
+
+impl CustomizeConnection<PgConnection, diesel::r2d2::Error> for SessionSettings {
+    fn on_acquire(&self, connection: &mut PgConnection) -> Result<(), diesel::r2d2::Error> {
+        connection.batch_execute(&self.statements).map_err(diesel::r2d2::Error::QueryError)
+    }
+}
+
+/// Adds the client's half of the keepalives, so that a server that vanished is noticed.
+fn with_keepalives(url: &str) -> String {
+    let separator = if url.contains('?') { '&' } else { '?' };
+    let settings = [
+        ("connect_timeout", "connect_timeout=5"),
+        ("keepalives_idle", "keepalives_idle=10&keepalives_interval=5&keepalives_count=3"),
+        ("tcp_user_timeout", "tcp_user_timeout=20000"),
+    ];
+    let missing: Vec<&str> =
+        settings.iter().filter(|(name, _)| !url.contains(name)).map(|(_, text)| *text).collect();
+    if missing.is_empty() {
+        url.to_owned()
+    } else {
+        format!("{url}{separator}{}", missing.join("&"))
+    }
+}
+
+/// Phrases of PostgreSQL and libpq for what time alone does not heal.
+const HOPELESS: [&str; 8] = [
+    "password authentication failed",
+    "authentication failed",
+    "no password supplied",
+    "no pg_hba.conf entry",
+    "does not exist",
+    "permission denied",
+    "invalid connection option",
+    "invalid URI",
+];
+
+fn connect_error(error: diesel::ConnectionError) -> StoreError {
+    match error {
+        ConnectionError::BadConnection(message) => {
+            let message = one_line(&message);
+            if HOPELESS.iter().any(|phrase| message.contains(phrase)) {
+                StoreError::Connect(message)
+            } else {
+                StoreError::Unavailable(message)
+            }
+        }
+        other => StoreError::Connect(one_line(&other.to_string())),
+    }
+}
+
+fn classify(error: DieselError) -> StoreError {
+    let DieselError::DatabaseError(kind, info) = &error else {
+        return match error {
+            DieselError::BrokenTransactionManager => {
+                StoreError::Unavailable("the connection broke inside a transaction".to_owned())
+            }
+            DieselError::RollbackErrorOnCommit { commit_error, .. } => classify(*commit_error),
+            other => StoreError::Database(one_line(&other.to_string())),
+        };
+    };
+    let message = one_line(info.message());
+    match kind {
+        DatabaseErrorKind::ClosedConnection | DatabaseErrorKind::UnableToSendCommand => {
+            StoreError::Unavailable(message)
+        }
+        DatabaseErrorKind::SerializationFailure => StoreError::Busy(message),
+        DatabaseErrorKind::ReadOnlyTransaction => {
+            StoreError::Unavailable(format!("{message} (is it a standby, or still in recovery?)"))
+        }
+        DatabaseErrorKind::UniqueViolation if info.table_name() == Some("signatures") => {
+            let detail = info.details().map_or(message, one_line);
+            StoreError::Refused(Refusal::DoubleSign(detail))
+        }
+        DatabaseErrorKind::UniqueViolation | DatabaseErrorKind::CheckViolation => {
+            StoreError::Refused(Refusal::Constraint(message))
+        }
+        _ if ["deadlock detected", "lock timeout"].iter().any(|p| message.contains(p)) => {
+            StoreError::Busy(message)
+        }
+        _ if ["No space left", "could not extend file", "could not write", "could not fsync"]
+            .iter()
+            .any(|phrase| message.contains(phrase)) =>
+        {
+            StoreError::Storage(message)
+        }
+        _ if [
+            "terminating connection",
+            "the database system is",
+            "server closed the connection",
+            "connection to server",
+            "idle-in-transaction timeout",
+        ]
+        .iter()
+        .any(|phrase| message.contains(phrase)) =>
+        {
+            StoreError::Unavailable(message)
+        }
+        _ => StoreError::Database(message),
+    }
+}
+
+fn one_line(message: &str) -> String {
+    message.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// The current transaction's place in the order of records.
+const CURRENT_XID: &str = "pg_current_xact_id()::TEXT::BIGINT + chancery_xid_offset()";
+
+impl Store for PgStore {
+    fn check_out(&self, request: &CheckOut) -> Result<CheckedOut, StoreError> {
+        let (checked_out, tick) = self.run_tx(|c| protocol::check_out(self, c, request))?;
+        self.saw_tick(request.ring, tick);
+        Ok(checked_out)
+    }
+
+    fn load_batch(
+        &self,
+        ring: RingId,
+        range: &BatchRange,
+        after: Option<Position>,
+        max_bytes: usize,
+    ) -> Result<Vec<Record>, StoreError> {
+        self.read(|c| Ok(protocol::load_batch(c, ring, range, after, max_bytes)?))
+    }
+
+    fn store_batches(
+        &self,
+        ring: RingId,
+        batches: &[SignedBatch],
+    ) -> Result<Vec<StoreOutcome>, StoreError> {
+        let (outcomes, tick) = self.run_tx(|c| protocol::store_batches(self, c, ring, batches))?;
+        if let Some(tick) = tick {
+            self.saw_tick(ring, tick);
+        }
+        Ok(outcomes)
+    }
+
+    fn renew(&self, ring: RingId, fences: &[Fence]) -> Result<Vec<Fence>, StoreError> {
+        self.run_tx(|c| Ok(protocol::renew(self, c, ring, fences)?))
+    }
+
+    fn give_up(&self, ring: RingId, uses: &[GiveUp]) -> Result<Vec<Outcome>, StoreError> {
+        let (outcomes, tick) = self.run_tx(|c| protocol::give_up(self, c, ring, uses))?;
+        if let Some(tick) = tick {
+            self.saw_tick(ring, tick);
+        }
+        Ok(outcomes)
+    }
+
+    fn reclaim(&self, ring: RingId, scope: ReclaimScope) -> Result<Reclaimed, StoreError> {
+        let terminated_sessions = self.read(|c| protocol::end_old_sessions(c, self.lease))?;
+        let (mut reclaimed, tick) = self.run_tx(|c| protocol::reclaim(self, c, ring, scope))?;
+        self.saw_tick(ring, tick);
+        reclaimed.terminated_sessions = terminated_sessions;
+        Ok(reclaimed)
+    }
+
+    fn sweep(&self, ring: RingId) -> Result<u64, StoreError> {
+        let cursor = self.read(|c| Ok(protocol::ring_cursor(c, ring)?))?;
+        let strays = self.read(|c| shared::strays(c, ring, cursor))?;
+        if strays.is_empty() {
+            return Ok(0);
+        }
+        self.run_tx(|c| protocol::sweep(self, c, ring, &strays))
+    }
+
+    fn has_work(&self, ring: RingId) -> Result<bool, StoreError> {
+        self.read(|c| {
+            let (work, tick) = protocol::has_work(c, ring)?;
+            self.check_tick(ring, tick)?;
+            Ok(work)
+        })
+    }
+
+    fn progress(&self, ring: RingId) -> Result<Progress, StoreError> {
+        self.read(|c| shared::progress(c, ring))
+    }
+
+    fn remaining(&self, ring: RingId) -> Result<Remaining, StoreError> {
+        self.read(|c| shared::remaining(c, ring))
+    }
+
+    fn record_count(&self, ring: RingId) -> Result<u64, StoreError> {
+        self.read(|c| shared::record_count(c, ring))
+    }
+
+    fn blockers(&self) -> Result<Vec<Blocker>, StoreError> {
+        let query = "
+            SELECT pid, coalesce(datname, '') AS database, coalesce(application_name, '') AS application,
+                   extract(epoch FROM clock_timestamp() - xact_start)::BIGINT AS age_s
+            FROM pg_stat_activity
+            WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid()
+              AND xact_start < clock_timestamp() - interval '5 seconds'
+            UNION ALL
+            SELECT 0, database, gid, extract(epoch FROM clock_timestamp() - prepared)::BIGINT
+            FROM pg_prepared_xacts
+            ORDER BY age_s DESC LIMIT 10";
+        let rows = self.read(|c| Ok(c.rows::<BlockerRow>(query, &[])?))?;
+        Ok(rows
+            .into_iter()
+            .map(|row| Blocker {
+                pid: row.pid,
+                database: row.database,
+                application: row.application,
+                age_s: row.age_s,
+            })
+            .collect())
+    }
+
+    fn database_id(&self) -> Result<String, StoreError> {
+        self.read(shared::database_id)
+    }
+
+    fn ring(&self, name: &str) -> Result<Ring, StoreError> {
+        self.read(|c| shared::ring_by_name(c, name))
+    }
+
+    fn rings(&self) -> Result<Vec<Ring>, StoreError> {
+        self.read(shared::rings)
+    }
+
+    fn kek_checks(&self) -> Result<Vec<KekCheck>, StoreError> {
+        self.read(shared::kek_checks)
+    }
+
+    fn add_kek(&self, check: &KekCheck) -> Result<(), StoreError> {
+        self.run_tx(|c| shared::add_kek(c, check))
+    }
+
+    fn add_keys(
+        &self,
+        ring: RingId,
+        count: u32,
+        if_empty: bool,
+        actor: &str,
+        make: &mut dyn FnMut(KeyId) -> Result<NewKey, MakeKeyError>,
+    ) -> Result<Vec<KeyId>, StoreError> {
+        self.run_tx(|c| protocol::add_keys(self, c, ring, count, if_empty, actor, make))
+    }
+
+    fn keys(&self, ring: RingId) -> Result<Vec<Key>, StoreError> {
+        self.read(|c| shared::keys(c, ring))
+    }
+
+    fn sealed_keys(&self, ring: RingId) -> Result<Vec<SealedKeyRow>, StoreError> {
+        self.read(|c| shared::sealed_keys(c, ring))
+    }
+
+    fn change_key(
+        &self,
+        kid: &Kid,
+        event: KeyEvent,
+        actor: &str,
+        reason: Option<&str>,
+    ) -> Result<bool, StoreError> {
+        self.run_tx(|c| protocol::change_key(self, c, kid, event, actor, reason))
+    }
+
+    fn insert_records(&self, ring: RingId, records: &[NewRecord]) -> Result<Inserted, StoreError> {
+        self.run_tx(|c| Ok(intake::insert_records(c, ring, records)?))
+    }
+
+    fn analyze(&self) -> Result<(), StoreError> {
+        self.read(|c| Ok(c.batch_execute("ANALYZE records, keys, batches, key_uses, signatures")?))
+    }
+
+    fn signed_records(
+        &self,
+        after: Option<RecordId>,
+        max_bytes: usize,
+    ) -> Result<Vec<SignedRecord>, StoreError> {
+        self.read(|c| shared::signed_records(c, after, max_bytes))
+    }
+
+    fn batch_keys(&self, batches: &[BatchId]) -> Result<Vec<BatchKey>, StoreError> {
+        self.read(|c| shared::batch_keys(c, batches))
+    }
+
+    fn history(
+        &self,
+        ring: RingId,
+        after: Tick,
+        until: Tick,
+        limit: u32,
+    ) -> Result<Vec<Event>, StoreError> {
+        self.read(|c| shared::history(c, ring, after, until, limit))
+    }
+
+    fn batches(&self, after: Option<BatchId>, limit: u32) -> Result<Vec<Batch>, StoreError> {
+        self.read(|c| shared::batches(c, after, limit))
+    }
+
+    fn signature_count(&self) -> Result<u64, StoreError> {
+        self.read(shared::signature_count)
+    }
+
+    fn memberships(
+        &self,
+        after: Option<RecordId>,
+        limit: u32,
+    ) -> Result<Vec<Membership>, StoreError> {
+        self.read(|c| shared::memberships(c, after, limit))
+    }
+
+    fn open_uses(&self) -> Result<Vec<OpenUse>, StoreError> {
+        self.read(shared::open_uses)
+    }
+
+    fn server_version(&self) -> Result<String, StoreError> {
+        let query = "SELECT 'PostgreSQL ' || current_setting('server_version') AS value";
+        self.read(|c| Ok(c.row::<TextRow>(query, &[])?.value))
+    }
+
+    fn signing_lock(&self) -> Option<SigningLock> {
+        None
+    }
+}
+
+/// How many rows a list of batches, keys or fences has in a parameter.
+fn int(value: usize) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// The ring of a statement as its first parameter.
+fn ring_bind(ring: RingId) -> [Bind<'static>; 1] {
+    [Bind::Int(ring.0)]
+}

@@ -1,0 +1,478 @@
+//! What both databases are asked in the same words: the [`Session`] seam and the reads over it.
+//!
+//! The protocol's writing transactions are not here. They differ in their locks, and stand in
+//! `postgres.rs` and `sqlite.rs`. Parameters appear in the order of their numbers, because SQLite
+//! numbers `$1`, `$2` by first appearance.
+
+use diesel::pg::{Pg, PgConnection};
+use diesel::sql_types::{BigInt, Binary, Text};
+use diesel::sqlite::{Sqlite, SqliteConnection};
+use diesel::{QueryResult, QueryableByName, RunQueryDsl, sql_query};
+
+use super::models::{
+    BatchKeyRow, BatchRow, EventRow, FlagRow, KekRow, KeyRow, KeyStateRow, MembershipRow,
+    NumberRow, PositionRow, RemainingRow, RingRow, SealedRow, SignedRow, StateRow, TextRow, UseRow,
+};
+use super::{
+    Batch, BatchKey, KekCheck, Key, Membership, OpenUse, Progress, Remaining, Ring, SealedKeyRow,
+    SignedRecord, StoreError,
+};
+use crate::ledger::Event;
+use crate::types::{
+    BatchId, BatchState, KeyEvent, KeyStatus, Kid, Position, RecordId, RingId, Tick,
+};
+
+/// Why a transaction did not commit: the database's own error, or a finding of ours.
+#[derive(Debug)]
+pub(super) enum TxError {
+    Diesel(diesel::result::Error),
+    Store(StoreError),
+}
+
+impl From<diesel::result::Error> for TxError {
+    fn from(error: diesel::result::Error) -> Self {
+        TxError::Diesel(error)
+    }
+}
+
+impl From<StoreError> for TxError {
+    fn from(error: StoreError) -> Self {
+        TxError::Store(error)
+    }
+}
+
+pub(super) type TxResult<T> = Result<T, TxError>;
+
+/// A parameter of a query.
+pub(super) enum Bind<'a> {
+    Int(i64),
+    Text(&'a str),
+    OptionalText(Option<&'a str>),
+    Bytes(&'a [u8]),
+}
+
+/// A row that either database can return.
+pub(super) trait Row: QueryableByName<Pg> + QueryableByName<Sqlite> + 'static {}
+
+impl<T: QueryableByName<Pg> + QueryableByName<Sqlite> + 'static> Row for T {}
+
+/// A connection to either database.
+pub(super) trait Session {
+    /// The instant `column` in microseconds since 1970, as an SQL expression.
+    fn micros(column: &str) -> String;
+
+    /// The rows that a query returns.
+    fn rows<R: Row>(&mut self, query: &str, binds: &[Bind<'_>]) -> QueryResult<Vec<R>>;
+
+    /// Runs a statement; the number of rows that it changed.
+    fn run(&mut self, statement: &str, binds: &[Bind<'_>]) -> QueryResult<usize>;
+
+    /// The one row that a query returns.
+    fn row<R: Row>(&mut self, query: &str, binds: &[Bind<'_>]) -> QueryResult<R> {
+        self.rows(query, binds)?.pop().ok_or(diesel::result::Error::NotFound)
+    }
+
+    /// The one number, named `value`, that a query returns.
+    fn number(&mut self, query: &str, binds: &[Bind<'_>]) -> QueryResult<i64> {
+        Ok(self.row::<NumberRow>(query, binds)?.value)
+    }
+}
+
+macro_rules! session {
+    ($connection:ty, $backend:ty, $micros:literal) => {
+        impl Session for $connection {
+            fn micros(column: &str) -> String {
+                format!($micros, column)
+            }
+
+            fn rows<R: Row>(&mut self, query: &str, binds: &[Bind<'_>]) -> QueryResult<Vec<R>> {
+                bound!($backend, query, binds).load(self)
+            }
+
+            fn run(&mut self, statement: &str, binds: &[Bind<'_>]) -> QueryResult<usize> {
+                bound!($backend, statement, binds).execute(self)
+            }
+        }
+    };
+}
+
+macro_rules! bound {
+    ($backend:ty, $sql:expr, $binds:expr) => {{
+        let mut query = sql_query($sql).into_boxed::<$backend>();
+        for bind in $binds {
+            query = match bind {
+                Bind::Int(value) => query.bind::<BigInt, _>(*value),
+                Bind::Text(value) => query.bind::<Text, _>((*value).to_owned()),
+                Bind::OptionalText(value) => {
+                    query.bind::<diesel::sql_types::Nullable<Text>, _>(value.map(str::to_owned))
+                }
+                Bind::Bytes(value) => query.bind::<Binary, _>(value.to_vec()),
+            };
+        }
+        query
+    }};
+}
+
+session!(PgConnection, Pg, "(extract(epoch FROM {}) * 1000000)::BIGINT");
+session!(SqliteConnection, Sqlite, "CAST(round(unixepoch({}, 'subsec') * 1000) AS INTEGER) * 1000");
+
+// Rings, batches, uses
+
+pub(super) fn ring_by_name<S: Session>(s: &mut S, name: &str) -> TxResult<Ring> {
+    let query = "SELECT id, name, tick, cursor_xid, cursor_id FROM rings WHERE name = $1";
+    match s.rows::<RingRow>(query, &[Bind::Text(name)])?.pop() {
+        Some(row) => Ok(row.into()),
+        None => Err(StoreError::NotFound { what: "ring", name: name.to_owned() }.into()),
+    }
+}
+
+pub(super) fn rings<S: Session>(s: &mut S) -> TxResult<Vec<Ring>> {
+    let query = "SELECT id, name, tick, cursor_xid, cursor_id FROM rings ORDER BY id";
+    Ok(s.rows::<RingRow>(query, &[])?.into_iter().map(Ring::from).collect())
+}
+
+/// The free keys of a ring, least recently used first.
+pub(super) fn free_keys<S: Session>(s: &mut S, ring: RingId, limit: u32) -> QueryResult<Vec<i64>> {
+    let query = "SELECT k.id AS value FROM keys k
+                 WHERE k.ring_id = $1 AND k.status = 'active'
+                   AND NOT EXISTS (SELECT 1 FROM key_uses u
+                                   WHERE u.key_id = k.id AND u.end_tick IS NULL)
+                 ORDER BY k.last_tick, k.id LIMIT $2";
+    let rows = s.rows::<NumberRow>(query, &[Bind::Int(ring.0), Bind::Int(limit.into())])?;
+    Ok(rows.into_iter().map(|row| row.value).collect())
+}
+
+pub(super) fn has_active_key<S: Session>(s: &mut S, ring: RingId) -> QueryResult<bool> {
+    let query =
+        "SELECT EXISTS (SELECT 1 FROM keys WHERE ring_id = $1 AND status = 'active') AS value";
+    Ok(s.row::<FlagRow>(query, &[Bind::Int(ring.0)])?.value)
+}
+
+/// Batches to be retried, oldest first.
+pub(super) fn retry_batches<S: Session>(
+    s: &mut S,
+    ring: RingId,
+    limit: usize,
+) -> TxResult<Vec<Batch>> {
+    let query = format!(
+        "SELECT {} FROM batches WHERE ring_id = $1 AND state = 'retry' ORDER BY id LIMIT $2",
+        BatchRow::COLUMNS
+    );
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    batches_of(s.rows(&query, &[Bind::Int(ring.0), Bind::Int(limit)])?)
+}
+
+pub(super) fn batches<S: Session>(
+    s: &mut S,
+    after: Option<BatchId>,
+    limit: u32,
+) -> TxResult<Vec<Batch>> {
+    let query =
+        format!("SELECT {} FROM batches WHERE id > $1 ORDER BY id LIMIT $2", BatchRow::COLUMNS);
+    let after = after.map_or(i64::MIN, |batch| batch.0);
+    batches_of(s.rows(&query, &[Bind::Int(after), Bind::Int(limit.into())])?)
+}
+
+fn batches_of(rows: Vec<BatchRow>) -> TxResult<Vec<Batch>> {
+    Ok(rows.into_iter().map(Batch::try_from).collect::<Result<_, _>>()?)
+}
+
+/// The columns of [`UseRow`].
+pub(super) fn use_columns<S: Session>() -> String {
+    format!(
+        "ring_id, fence, batch_id, key_id, node, outcome, {} AS checked_out_at, {} AS expires_at",
+        S::micros("checked_out_at"),
+        S::micros("expires_at")
+    )
+}
+
+pub(super) fn open_uses<S: Session>(s: &mut S) -> TxResult<Vec<OpenUse>> {
+    let query = format!(
+        "SELECT {} FROM key_uses WHERE end_tick IS NULL ORDER BY ring_id, fence",
+        use_columns::<S>()
+    );
+    Ok(s.rows::<UseRow>(&query, &[])?.into_iter().map(OpenUse::from).collect())
+}
+
+pub(super) fn progress<S: Session>(s: &mut S, ring: RingId) -> TxResult<Progress> {
+    let query = "SELECT state, count(*) AS batches, CAST(sum(record_count) AS BIGINT) AS records
+                 FROM batches WHERE ring_id = $1 GROUP BY state";
+    let tick = s.number("SELECT tick AS value FROM rings WHERE id = $1", &[Bind::Int(ring.0)])?;
+    let mut progress = Progress { tick, ..Progress::default() };
+    for row in s.rows::<StateRow>(query, &[Bind::Int(ring.0)])? {
+        let batches = row.batches.unsigned_abs();
+        let records = row.records.unsigned_abs();
+        match row.state.parse::<BatchState>() {
+            Ok(BatchState::Open) => progress.open_batches = batches,
+            Ok(BatchState::Retry) => progress.retry_batches = batches,
+            Ok(BatchState::Stored) => {
+                progress.stored_batches = batches;
+                progress.signed_records = records;
+            }
+            Ok(BatchState::Quarantined) => {
+                progress.quarantined_batches = batches;
+                progress.quarantined_records = records;
+            }
+            Err(unknown) => return Err(StoreError::Database(unknown.to_string()).into()),
+        }
+    }
+    Ok(progress)
+}
+
+/// How many records one statement of [`remaining`] looks at: less than a second's work, so that no
+/// snapshot stays open for long.
+const REMAINING_PAGE: i64 = 500_000;
+
+/// An unsigned record `r` of ring `$1` that lies in no batch of the states listed.
+fn outside_batches(states: &str) -> String {
+    format!(
+        "NOT EXISTS (SELECT 1 FROM batches b
+                     WHERE b.ring_id = $1 AND b.state IN ({states})
+                       AND (r.inserted_xid, r.id) >= (b.low_xid, b.low_id)
+                       AND (r.inserted_xid, r.id) <= (b.high_xid, b.high_id))"
+    )
+}
+
+pub(super) fn remaining<S: Session>(s: &mut S, ring: RingId) -> TxResult<Remaining> {
+    let now = progress(s, ring)?;
+    let mut remaining = Remaining {
+        unfinished_batches: now.open_batches + now.retry_batches,
+        quarantined: now.quarantined_records,
+        ..Remaining::default()
+    };
+    let query = "SELECT id, name, tick, cursor_xid, cursor_id FROM rings WHERE id = $1";
+    let cursor = Ring::from(s.row::<RingRow>(query, &[Bind::Int(ring.0)])?).cursor;
+    let page_end = "SELECT inserted_xid, id FROM records
+                    WHERE ring_id = $1 AND (inserted_xid, id) > ($2, $3)
+                    ORDER BY inserted_xid, id LIMIT 1 OFFSET $4";
+    let page = format!(
+        "SELECT count(*) AS records,
+                count(*) FILTER (WHERE unsigned AND {not_quarantined}) AS unsigned,
+                count(*) FILTER (WHERE unsigned AND {idle}
+                                   AND (r.inserted_xid, r.id) <= ($2, $3)) AS behind_cursor
+         FROM (SELECT r.inserted_xid, r.id, s.record_id IS NULL AS unsigned
+               FROM records r LEFT JOIN signatures s ON s.record_id = r.id
+               WHERE r.ring_id = $1 AND (r.inserted_xid, r.id) > ($4, $5)
+                 AND (r.inserted_xid, r.id) <= ($6, $7)) r",
+        not_quarantined = outside_batches("'quarantined'"),
+        idle = outside_batches("'open', 'retry', 'quarantined'"),
+    );
+    let mut after = Position { xid: i64::MIN, id: RecordId(i64::MIN) };
+    loop {
+        let bounds = [
+            Bind::Int(ring.0),
+            Bind::Int(after.xid),
+            Bind::Int(after.id.0),
+            Bind::Int(REMAINING_PAGE - 1),
+        ];
+        let end = s.rows::<PositionRow>(page_end, &bounds)?.pop().map(Position::from);
+        let until = end.unwrap_or(Position { xid: i64::MAX, id: RecordId(i64::MAX) });
+        let row = s.row::<RemainingRow>(
+            &page,
+            &[
+                Bind::Int(ring.0),
+                Bind::Int(cursor.xid),
+                Bind::Int(cursor.id.0),
+                Bind::Int(after.xid),
+                Bind::Int(after.id.0),
+                Bind::Int(until.xid),
+                Bind::Int(until.id.0),
+            ],
+        )?;
+        remaining.records += row.records.unsigned_abs();
+        remaining.unsigned += row.unsigned.unsigned_abs();
+        remaining.behind_cursor += row.behind_cursor.unsigned_abs();
+        match end {
+            Some(end) => after = end,
+            None => return Ok(remaining),
+        }
+    }
+}
+
+/// Unsigned records that the cursor has passed and that are in no unfinished batch, in order.
+pub(super) fn strays<S: Session>(
+    s: &mut S,
+    ring: RingId,
+    cursor: Position,
+) -> TxResult<Vec<Position>> {
+    let query = format!(
+        "SELECT r.inserted_xid, r.id FROM records r
+         WHERE r.ring_id = $1 AND (r.inserted_xid, r.id) <= ($2, $3)
+           AND NOT EXISTS (SELECT 1 FROM signatures s WHERE s.record_id = r.id)
+           AND {}
+         ORDER BY r.inserted_xid, r.id LIMIT 10000",
+        outside_batches("'open', 'retry', 'quarantined'")
+    );
+    let binds = [Bind::Int(ring.0), Bind::Int(cursor.xid), Bind::Int(cursor.id.0)];
+    Ok(s.rows::<PositionRow>(&query, &binds)?.into_iter().map(Position::from).collect())
+}
+
+// Keys
+
+pub(super) fn database_id<S: Session>(s: &mut S) -> TxResult<String> {
+    Ok(s.row::<TextRow>("SELECT database_id AS value FROM database_identity", &[])?.value)
+}
+
+pub(super) fn kek_checks<S: Session>(s: &mut S) -> TxResult<Vec<KekCheck>> {
+    let rows =
+        s.rows::<KekRow>("SELECT kek_id, check_value FROM keks ORDER BY created_at, kek_id", &[])?;
+    Ok(rows
+        .into_iter()
+        .map(|r| KekCheck { kek_id: r.kek_id, check_value: r.check_value })
+        .collect())
+}
+
+pub(super) fn add_kek<S: Session>(s: &mut S, check: &KekCheck) -> TxResult<()> {
+    s.run(
+        "INSERT INTO keks (kek_id, check_value) VALUES ($1, $2) ON CONFLICT (kek_id) DO NOTHING",
+        &[Bind::Text(&check.kek_id), Bind::Bytes(&check.check_value)],
+    )?;
+    Ok(())
+}
+
+pub(super) fn keys<S: Session>(s: &mut S, ring: RingId) -> TxResult<Vec<Key>> {
+    let query = format!(
+        "SELECT k.id, k.ring_id, k.kid, k.algorithm, k.public_key, k.status, k.status_reason,
+                k.last_tick, {} AS created_at,
+                EXISTS (SELECT 1 FROM key_uses u WHERE u.key_id = k.id AND u.end_tick IS NULL) AS in_use,
+                (SELECT count(*) FROM key_uses u WHERE u.key_id = k.id AND u.outcome = 'stored') AS stored_uses
+         FROM keys k WHERE k.ring_id = $1 ORDER BY k.id",
+        S::micros("k.created_at")
+    );
+    let rows = s.rows::<KeyRow>(&query, &[Bind::Int(ring.0)])?;
+    Ok(rows.into_iter().map(Key::try_from).collect::<Result<_, _>>()?)
+}
+
+pub(super) fn sealed_keys<S: Session>(s: &mut S, ring: RingId) -> TxResult<Vec<SealedKeyRow>> {
+    let query = "SELECT id, kid, public_key, sealed_private_key, kek_id FROM keys
+                 WHERE ring_id = $1 AND status = 'active' ORDER BY id";
+    let rows = s.rows::<SealedRow>(query, &[Bind::Int(ring.0)])?;
+    Ok(rows.into_iter().map(SealedKeyRow::from).collect())
+}
+
+/// The key of that thumbprint, with its status as this transaction sees it.
+pub(super) fn key_state<S: Session>(s: &mut S, kid: &Kid) -> TxResult<(i64, RingId, KeyStatus)> {
+    let query = "SELECT id, ring_id, status FROM keys WHERE kid = $1";
+    let Some(row) = s.rows::<KeyStateRow>(query, &[Bind::Text(&kid.0)])?.pop() else {
+        return Err(StoreError::NotFound { what: "key", name: kid.0.clone() }.into());
+    };
+    Ok((row.id, RingId(row.ring_id), row.status()?))
+}
+
+/// Whether `event` may happen to a key of that status; `false` if it would change nothing.
+pub(super) fn changes(kid: &Kid, status: KeyStatus, event: KeyEvent) -> Result<bool, StoreError> {
+    let allowed = match event {
+        KeyEvent::Added => false,
+        KeyEvent::Enabled => status == KeyStatus::Disabled,
+        KeyEvent::Disabled => status == KeyStatus::Active,
+        KeyEvent::Retired => matches!(status, KeyStatus::Active | KeyStatus::Disabled),
+        KeyEvent::Destroyed => status != KeyStatus::Destroyed,
+    };
+    if allowed {
+        Ok(true)
+    } else if status == event.status() {
+        Ok(false)
+    } else {
+        Err(StoreError::IllegalChange { kid: kid.clone(), status, event })
+    }
+}
+
+// Inspection
+
+pub(super) fn record_count<S: Session>(s: &mut S, ring: RingId) -> TxResult<u64> {
+    let query = "SELECT count(*) AS value FROM records WHERE ring_id = $1";
+    Ok(s.number(query, &[Bind::Int(ring.0)])?.unsigned_abs())
+}
+
+pub(super) fn signature_count<S: Session>(s: &mut S) -> TxResult<u64> {
+    let query = "SELECT CAST(coalesce(sum(record_count), 0) AS BIGINT) AS value
+                 FROM batches WHERE state = 'stored'";
+    Ok(s.number(query, &[])?.unsigned_abs())
+}
+
+/// How many signatures a page holds at most.
+const SIGNED_PAGE: i64 = 4096;
+
+pub(super) fn signed_records<S: Session>(
+    s: &mut S,
+    after: Option<RecordId>,
+    max_bytes: usize,
+) -> TxResult<Vec<SignedRecord>> {
+    // The lengths are summed apart from the payloads, so that a page of large ones is never read
+    // beyond its end.
+    let query = "SELECT t.record_id, t.batch_id, t.signature, r.external_id, r.payload
+                 FROM (SELECT s.record_id, s.batch_id, s.signature,
+                              sum(coalesce(length(r.payload), 0)) OVER (ORDER BY s.record_id)
+                                - coalesce(length(r.payload), 0) AS bytes_before
+                       FROM (SELECT record_id, batch_id, signature FROM signatures
+                             WHERE record_id > $1 ORDER BY record_id LIMIT $2) s
+                       LEFT JOIN records r ON r.id = s.record_id) t
+                 LEFT JOIN records r ON r.id = t.record_id
+                 WHERE t.bytes_before < $3 ORDER BY t.record_id";
+    let after = after.map_or(i64::MIN, |record| record.0);
+    let max_bytes = i64::try_from(max_bytes).unwrap_or(i64::MAX);
+    let binds = [Bind::Int(after), Bind::Int(SIGNED_PAGE), Bind::Int(max_bytes)];
+    Ok(s.rows::<SignedRow>(query, &binds)?.into_iter().map(SignedRecord::from).collect())
+}
+
+pub(super) fn batch_keys<S: Session>(s: &mut S, batches: &[BatchId]) -> TxResult<Vec<BatchKey>> {
+    if batches.is_empty() {
+        return Ok(Vec::new());
+    }
+    // The ids are numbers of ours, and a list in the text works on both databases.
+    let ids = batches.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let query = format!(
+        "SELECT u.batch_id, u.key_id, k.kid, k.public_key, k.algorithm, {} AS stored_at
+         FROM key_uses u JOIN keys k ON k.id = u.key_id JOIN batches b ON b.id = u.batch_id
+         WHERE u.outcome = 'stored' AND u.batch_id IN ({ids})",
+        S::micros("b.stored_at")
+    );
+    Ok(s.rows::<BatchKeyRow>(&query, &[])?.into_iter().map(BatchKey::from).collect())
+}
+
+pub(super) fn history<S: Session>(
+    s: &mut S,
+    ring: RingId,
+    after: Tick,
+    until: Tick,
+    limit: u32,
+) -> TxResult<Vec<Event>> {
+    let query = "
+        SELECT * FROM (
+            SELECT fence AS tick, 'checked_out' AS kind, fence, key_id, batch_id, '' AS word
+            FROM key_uses WHERE ring_id = $1 AND fence > $2 AND fence <= $3 ORDER BY fence LIMIT $4) a
+        UNION ALL SELECT * FROM (
+            SELECT end_tick AS tick, 'ended' AS kind, fence, key_id, batch_id, outcome AS word
+            FROM key_uses WHERE ring_id = $1 AND end_tick > $2 AND end_tick <= $3 ORDER BY end_tick LIMIT $4) b
+        UNION ALL SELECT * FROM (
+            SELECT tick, 'key' AS kind, tick AS fence, key_id, CAST(0 AS BIGINT) AS batch_id, event AS word
+            FROM key_events WHERE ring_id = $1 AND tick > $2 AND tick <= $3 ORDER BY tick LIMIT $4) c
+        ORDER BY tick, kind LIMIT $4";
+    let binds =
+        [Bind::Int(ring.0), Bind::Int(after.0), Bind::Int(until.0), Bind::Int(limit.into())];
+    let rows = s.rows::<EventRow>(query, &binds)?;
+    let is_full = rows.len() >= usize::try_from(limit).unwrap_or(usize::MAX);
+    let mut events = rows.into_iter().map(Event::try_from).collect::<Result<Vec<_>, _>>()?;
+    // A tick that stands twice must not be cut in two by the end of a page.
+    if is_full && let (Some(first), Some(last)) = (events.first(), events.last()) {
+        let last = last.tick();
+        if first.tick() != last {
+            events.retain(|event| event.tick() != last);
+        }
+    }
+    Ok(events)
+}
+
+pub(super) fn memberships<S: Session>(
+    s: &mut S,
+    after: Option<RecordId>,
+    limit: u32,
+) -> TxResult<Vec<Membership>> {
+    let query = "SELECT s.record_id, s.batch_id, r.ring_id, r.inserted_xid
+                 FROM (SELECT record_id, batch_id FROM signatures
+                       WHERE record_id > $1 ORDER BY record_id LIMIT $2) s
+                 LEFT JOIN records r ON r.id = s.record_id ORDER BY s.record_id";
+    let after = after.map_or(i64::MIN, |record| record.0);
+    let rows = s.rows::<MembershipRow>(query, &[Bind::Int(after), Bind::Int(limit.into())])?;
+    Ok(rows.into_iter().map(Membership::from).collect())
+}

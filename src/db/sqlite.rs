@@ -1,0 +1,363 @@
+//! [`Store`] on SQLite: one connection that writes, several that read, and the signing lock.
+//!
+//! WAL with `synchronous=FULL`. Every writing transaction is `BEGIN IMMEDIATE`: one that reads
+//! first and then writes would fail with "database is locked" whatever the busy timeout says. The
+//! protocol's own transactions stand in `protocol.rs`.
+
+mod intake;
+mod lock;
+mod protocol;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use diesel::Connection;
+use diesel::connection::SimpleConnection;
+use diesel::r2d2::{ConnectionManager, CustomizeConnection, Pool};
+use diesel::result::{DatabaseErrorKind, Error as DieselError};
+use diesel::sqlite::SqliteConnection;
+
+pub use lock::{HeldSigningLock, SigningLock};
+
+use super::models::TextRow;
+use super::shared::{self, Session, TxError, TxResult};
+use super::{
+    Batch, BatchKey, Blocker, CheckOut, CheckedOut, GiveUp, Inserted, KekCheck, Key, MakeKeyError,
+    Membership, NewKey, NewRecord, OpenUse, Progress, ReclaimScope, Reclaimed, Refusal, Remaining,
+    Ring, SealedKeyRow, SignedBatch, SignedRecord, Store, StoreError, StoreOptions, StoreOutcome,
+};
+use crate::ledger::Event;
+use crate::types::{
+    BatchId, BatchRange, Fence, KeyEvent, KeyId, Kid, NodeId, Outcome, Position, Record, RecordId,
+    RingId, Tick,
+};
+
+/// How long a statement waits for another process's transaction.
+const BUSY_TIMEOUT_MS: u32 = 10_000;
+
+/// How often a transaction that found the file locked is tried before the caller hears of it.
+const BUSY_ATTEMPTS: u32 = 3;
+
+/// The store on SQLite. One process at a time signs; others may read and insert.
+pub struct SqliteStore {
+    path: PathBuf,
+    /// In this process, writers queue here rather than at SQLite's own lock, which is polled.
+    writer: Mutex<SqliteConnection>,
+    readers: Pool<ConnectionManager<SqliteConnection>>,
+    node: NodeId,
+    lease: Duration,
+    max_attempts: i64,
+    /// The highest tick of each ring that this node has seen in a committed state.
+    seen: Mutex<HashMap<RingId, Tick>>,
+}
+
+impl SqliteStore {
+    /// Opens the database file at `path`, and makes it if it is not there.
+    ///
+    /// # Errors
+    /// [`StoreError::Connect`] if the file cannot be opened or is no SQLite database.
+    pub fn open(path: &Path, options: &StoreOptions) -> Result<Self, StoreError> {
+        let name = path.to_str().ok_or_else(|| {
+            StoreError::Connect(format!("{}: the path is not UTF-8", path.display()))
+        })?;
+        let failed = |message: String| {
+            StoreError::Connect(format!("cannot open {}: {message}", path.display()))
+        };
+        let mut writer =
+            SqliteConnection::establish(name).map_err(|error| failed(error.to_string()))?;
+        writer.batch_execute(&settings()).map_err(|error| failed(error.to_string()))?;
+        let readers = Pool::builder()
+            .max_size(options.pool_size.max(1))
+            .min_idle(Some(0))
+            .test_on_check_out(false)
+            .connection_timeout(Duration::from_secs(30))
+            .error_handler(Box::new(diesel::r2d2::NopErrorHandler))
+            .connection_customizer(Box::new(ReaderSettings))
+            .build_unchecked(ConnectionManager::new(name));
+        Ok(SqliteStore {
+            path: path.to_owned(),
+            writer: Mutex::new(writer),
+            readers,
+            node: options.node.clone(),
+            lease: options.lease,
+            max_attempts: options.max_attempts.into(),
+            seen: Mutex::new(HashMap::new()),
+        })
+    }
+
+    /// Runs a writing transaction, again where another process kept the file locked. The one place
+    /// that decides about retries on this database.
+    fn run_tx<T>(
+        &self,
+        mut body: impl FnMut(&mut SqliteConnection) -> TxResult<T>,
+    ) -> Result<T, StoreError> {
+        let mut attempt = 1;
+        loop {
+            let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+            let error = match writer.immediate_transaction(&mut body) {
+                Ok(value) => return Ok(value),
+                Err(TxError::Store(error)) => return Err(error),
+                Err(TxError::Diesel(error)) => classify(error),
+            };
+            drop(writer);
+            if !matches!(error, StoreError::Busy(_)) || attempt == BUSY_ATTEMPTS {
+                return Err(error);
+            }
+            attempt += 1;
+        }
+    }
+
+    fn read<T>(
+        &self,
+        body: impl FnOnce(&mut SqliteConnection) -> TxResult<T>,
+    ) -> Result<T, StoreError> {
+        let mut reader =
+            self.readers.get().map_err(|error| StoreError::Unavailable(error.to_string()))?;
+        body(&mut reader).map_err(|error| match error {
+            TxError::Store(error) => error,
+            TxError::Diesel(error) => classify(error),
+        })
+    }
+
+    /// The rollback guard: refuses a tick lower than one seen committed.
+    fn check_tick(&self, ring: RingId, now: Tick) -> Result<(), StoreError> {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        match seen.get(&ring) {
+            Some(&seen) if now < seen => Err(StoreError::RolledBack { ring, seen, now }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Remembers a tick that has been committed.
+    fn saw_tick(&self, ring: RingId, tick: Tick) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let highest = seen.entry(ring).or_insert(tick);
+        *highest = tick.max(*highest);
+    }
+}
+
+/// What every connection sets. With `recursive_triggers` an INSERT OR REPLACE fires the triggers
+/// that refuse a DELETE.
+fn settings() -> String {
+    format!(
+        "PRAGMA busy_timeout = {BUSY_TIMEOUT_MS};
+         PRAGMA journal_mode = WAL;
+         PRAGMA synchronous = FULL;
+         PRAGMA foreign_keys = ON;
+         PRAGMA recursive_triggers = ON;
+         PRAGMA temp_store = MEMORY;
+         PRAGMA cache_size = -16384;"
+    )
+}
+
+#[derive(Debug)]
+struct ReaderSettings;
+
+impl CustomizeConnection<SqliteConnection, diesel::r2d2::Error> for ReaderSettings {
+    fn on_acquire(&self, connection: &mut SqliteConnection) -> Result<(), diesel::r2d2::Error> {
+        connection.batch_execute(&settings()).map_err(diesel::r2d2::Error::QueryError)
+    }
+}
+
+pub(super) fn classify(error: DieselError) -> StoreError {
+    let DieselError::DatabaseError(kind, info) = &error else {
+        return StoreError::Database(error.to_string());
+    };
+    let message = info.message().to_owned();
+    let says = |phrase: &str| message.contains(phrase);
+    match kind {
+        DatabaseErrorKind::UniqueViolation if says("signatures.record_id") => {
+            StoreError::Refused(Refusal::DoubleSign(message))
+        }
+        DatabaseErrorKind::UniqueViolation | DatabaseErrorKind::CheckViolation => {
+            StoreError::Refused(Refusal::Constraint(message))
+        }
+        _ if says("is locked") => StoreError::Busy(message),
+        _ if says("disk is full") || says("disk I/O error") => StoreError::Storage(message),
+        _ => StoreError::Database(message),
+    }
+}
+
+impl Store for SqliteStore {
+    fn check_out(&self, request: &CheckOut) -> Result<CheckedOut, StoreError> {
+        let (checked_out, tick) = self.run_tx(|c| protocol::check_out(self, c, request))?;
+        self.saw_tick(request.ring, tick);
+        Ok(checked_out)
+    }
+
+    fn load_batch(
+        &self,
+        ring: RingId,
+        range: &BatchRange,
+        after: Option<Position>,
+        max_bytes: usize,
+    ) -> Result<Vec<Record>, StoreError> {
+        self.read(|c| Ok(protocol::load_batch(c, ring, range, after, max_bytes)?))
+    }
+
+    fn store_batches(
+        &self,
+        ring: RingId,
+        batches: &[SignedBatch],
+    ) -> Result<Vec<StoreOutcome>, StoreError> {
+        let (outcomes, tick) = self.run_tx(|c| protocol::store_batches(self, c, ring, batches))?;
+        self.saw_tick(ring, tick);
+        Ok(outcomes)
+    }
+
+    fn renew(&self, ring: RingId, fences: &[Fence]) -> Result<Vec<Fence>, StoreError> {
+        self.run_tx(|c| protocol::renew(self, c, ring, fences))
+    }
+
+    fn give_up(&self, ring: RingId, uses: &[GiveUp]) -> Result<Vec<Outcome>, StoreError> {
+        let (outcomes, tick) = self.run_tx(|c| protocol::give_up(self, c, ring, uses))?;
+        self.saw_tick(ring, tick);
+        Ok(outcomes)
+    }
+
+    fn reclaim(&self, ring: RingId, scope: ReclaimScope) -> Result<Reclaimed, StoreError> {
+        let (reclaimed, tick) = self.run_tx(|c| protocol::reclaim(self, c, ring, scope))?;
+        self.saw_tick(ring, tick);
+        Ok(reclaimed)
+    }
+
+    fn sweep(&self, ring: RingId) -> Result<u64, StoreError> {
+        self.run_tx(|c| protocol::sweep(self, c, ring))
+    }
+
+    fn has_work(&self, ring: RingId) -> Result<bool, StoreError> {
+        self.read(|c| {
+            let (work, tick) = protocol::has_work(c, ring)?;
+            self.check_tick(ring, tick)?;
+            Ok(work)
+        })
+    }
+
+    fn progress(&self, ring: RingId) -> Result<Progress, StoreError> {
+        self.read(|c| shared::progress(c, ring))
+    }
+
+    fn remaining(&self, ring: RingId) -> Result<Remaining, StoreError> {
+        self.read(|c| shared::remaining(c, ring))
+    }
+
+    fn record_count(&self, ring: RingId) -> Result<u64, StoreError> {
+        self.read(|c| shared::record_count(c, ring))
+    }
+
+    fn blockers(&self) -> Result<Vec<Blocker>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    fn database_id(&self) -> Result<String, StoreError> {
+        self.read(shared::database_id)
+    }
+
+    fn ring(&self, name: &str) -> Result<Ring, StoreError> {
+        self.read(|c| shared::ring_by_name(c, name))
+    }
+
+    fn rings(&self) -> Result<Vec<Ring>, StoreError> {
+        self.read(shared::rings)
+    }
+
+    fn kek_checks(&self) -> Result<Vec<KekCheck>, StoreError> {
+        self.read(shared::kek_checks)
+    }
+
+    fn add_kek(&self, check: &KekCheck) -> Result<(), StoreError> {
+        self.run_tx(|c| shared::add_kek(c, check))
+    }
+
+    fn add_keys(
+        &self,
+        ring: RingId,
+        count: u32,
+        if_empty: bool,
+        actor: &str,
+        make: &mut dyn FnMut(KeyId) -> Result<NewKey, MakeKeyError>,
+    ) -> Result<Vec<KeyId>, StoreError> {
+        self.run_tx(|c| protocol::add_keys(self, c, ring, count, if_empty, actor, make))
+    }
+
+    fn keys(&self, ring: RingId) -> Result<Vec<Key>, StoreError> {
+        self.read(|c| shared::keys(c, ring))
+    }
+
+    fn sealed_keys(&self, ring: RingId) -> Result<Vec<SealedKeyRow>, StoreError> {
+        self.read(|c| shared::sealed_keys(c, ring))
+    }
+
+    fn change_key(
+        &self,
+        kid: &Kid,
+        event: KeyEvent,
+        actor: &str,
+        reason: Option<&str>,
+    ) -> Result<bool, StoreError> {
+        self.run_tx(|c| protocol::change_key(self, c, kid, event, actor, reason))
+    }
+
+    fn insert_records(&self, ring: RingId, records: &[NewRecord]) -> Result<Inserted, StoreError> {
+        self.run_tx(|c| Ok(intake::insert_records(c, ring, records)?))
+    }
+
+    fn analyze(&self) -> Result<(), StoreError> {
+        // A sample is enough, and a full ANALYZE reads every index.
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        writer.batch_execute("PRAGMA analysis_limit = 1000; ANALYZE").map_err(classify)
+    }
+
+    fn signed_records(
+        &self,
+        after: Option<RecordId>,
+        max_bytes: usize,
+    ) -> Result<Vec<SignedRecord>, StoreError> {
+        self.read(|c| shared::signed_records(c, after, max_bytes))
+    }
+
+    fn batch_keys(&self, batches: &[BatchId]) -> Result<Vec<BatchKey>, StoreError> {
+        self.read(|c| shared::batch_keys(c, batches))
+    }
+
+    fn history(
+        &self,
+        ring: RingId,
+        after: Tick,
+        until: Tick,
+        limit: u32,
+    ) -> Result<Vec<Event>, StoreError> {
+        self.read(|c| shared::history(c, ring, after, until, limit))
+    }
+
+    fn batches(&self, after: Option<BatchId>, limit: u32) -> Result<Vec<Batch>, StoreError> {
+        self.read(|c| shared::batches(c, after, limit))
+    }
+
+    fn signature_count(&self) -> Result<u64, StoreError> {
+        self.read(shared::signature_count)
+    }
+
+    fn memberships(
+        &self,
+        after: Option<RecordId>,
+        limit: u32,
+    ) -> Result<Vec<Membership>, StoreError> {
+        self.read(|c| shared::memberships(c, after, limit))
+    }
+
+    fn open_uses(&self) -> Result<Vec<OpenUse>, StoreError> {
+        self.read(shared::open_uses)
+    }
+
+    fn server_version(&self) -> Result<String, StoreError> {
+        let query = "SELECT 'SQLite ' || sqlite_version() AS value";
+        self.read(|c| Ok(c.row::<TextRow>(query, &[])?.value))
+    }
+
+    fn signing_lock(&self) -> Option<SigningLock> {
+        Some(SigningLock::of_database(&self.path))
+    }
+}

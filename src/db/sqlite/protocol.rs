@@ -1,0 +1,563 @@
+//! The protocol's transactions on SQLite, in the order of a batch's life.
+//!
+//! Each runs under `BEGIN IMMEDIATE`, which is the ring's lock and every other one: nothing here
+//! can run beside another writer.
+
+use diesel::prelude::*;
+use diesel::sqlite::SqliteConnection;
+
+use super::SqliteStore;
+use crate::db::models::{BatchRow, EdgeRow, NumberRow, RecordRow, RingRow, UseRow, ranges};
+use crate::db::shared::{self, Bind, Session, TxResult};
+use crate::db::{
+    CheckOut, CheckedOut, GiveUp, KeyUse, MakeKeyError, NewKey, ReclaimScope, Reclaimed, Refusal,
+    Ring, Shortage, SignedBatch, StoreError, StoreOutcome, schema::signatures,
+};
+use crate::types::{
+    BatchRange, Fence, KeyEvent, KeyId, Kid, NodeId, Outcome, Position, Record, RecordId, RingId,
+    Tick,
+};
+
+/// Now, as it is stored.
+const NOW: &str = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')";
+
+fn ring_row(store: &SqliteStore, c: &mut SqliteConnection, ring: RingId) -> TxResult<Ring> {
+    let query = "SELECT id, name, tick, cursor_xid, cursor_id FROM rings WHERE id = $1";
+    let ring = Ring::from(c.row::<RingRow>(query, &[Bind::Int(ring.0)])?);
+    store.check_tick(ring.id, ring.tick)?;
+    Ok(ring)
+}
+
+fn set_tick(c: &mut SqliteConnection, ring: RingId, tick: Tick) -> QueryResult<()> {
+    c.run("UPDATE rings SET tick = $1 WHERE id = $2", &[Bind::Int(tick.0), Bind::Int(ring.0)])?;
+    Ok(())
+}
+
+/// When a lease that starts now ends, as an SQL expression.
+fn lease_end(store: &SqliteStore) -> String {
+    let seconds = store.lease.as_secs_f64();
+    format!("strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '+{seconds:.3} seconds')")
+}
+
+// Check out
+
+pub(super) fn check_out(
+    store: &SqliteStore,
+    c: &mut SqliteConnection,
+    request: &CheckOut,
+) -> TxResult<(CheckedOut, Tick)> {
+    let ring = ring_row(store, c, request.ring)?;
+    let keys = shared::free_keys(c, ring.id, request.max_batches)?;
+    if keys.is_empty() {
+        let has_key = shared::has_active_key(c, ring.id)?;
+        let shortage = if has_key { Shortage::NoFreeKey } else { Shortage::NoActiveKey };
+        let checked_out = CheckedOut { batches: Vec::new(), shortage: Some(shortage) };
+        return Ok((checked_out, ring.tick));
+    }
+
+    let mut batches = shared::retry_batches(c, ring.id, keys.len())?;
+    for batch in &batches {
+        c.run("UPDATE batches SET state = 'open' WHERE id = $1", &[Bind::Int(batch.id.0)])?;
+    }
+    let fresh = next_ranges(c, &ring, keys.len() - batches.len(), request.batch_size.records())?;
+    let cursor = fresh.last().map_or(ring.cursor, |range| range.high);
+    for range in fresh {
+        batches.push(insert_batch(c, ring.id, range, "open")?);
+    }
+
+    let mut tick = ring.tick;
+    let mut claimed = Vec::with_capacity(batches.len());
+    let open_use = format!(
+        "INSERT INTO key_uses (ring_id, fence, batch_id, key_id, node, expires_at)
+         VALUES ($1, $2, $3, $4, $5, {})",
+        lease_end(store)
+    );
+    for (batch, key) in batches.iter().zip(&keys) {
+        tick = tick.next();
+        c.run(
+            &open_use,
+            &[
+                Bind::Int(ring.id.0),
+                Bind::Int(tick.0),
+                Bind::Int(batch.id.0),
+                Bind::Int(*key),
+                Bind::Text(&store.node.0),
+            ],
+        )?;
+        claimed.push(batch.claimed(Fence(tick), KeyId(*key)));
+    }
+    if !claimed.is_empty() {
+        c.run(
+            "UPDATE rings SET tick = $1, cursor_xid = $2, cursor_id = $3 WHERE id = $4",
+            &[
+                Bind::Int(tick.0),
+                Bind::Int(cursor.xid),
+                Bind::Int(cursor.id.0),
+                Bind::Int(ring.id.0),
+            ],
+        )?;
+    }
+    let wanted = usize::try_from(request.max_batches).unwrap_or(usize::MAX);
+    let shortage = if claimed.len() == wanted {
+        None
+    } else if claimed.len() == keys.len() {
+        Some(Shortage::NoFreeKey)
+    } else {
+        Some(Shortage::NoWork)
+    };
+    Ok((CheckedOut { batches: claimed, shortage }, tick))
+}
+
+fn next_ranges(
+    c: &mut SqliteConnection,
+    ring: &Ring,
+    batches: usize,
+    batch_size: u32,
+) -> TxResult<Vec<BatchRange>> {
+    if batches == 0 {
+        return Ok(Vec::new());
+    }
+    let query = "
+        WITH next AS MATERIALIZED (
+            SELECT row_number() OVER (ORDER BY inserted_xid, id) - 1 AS n, inserted_xid, id
+            FROM (SELECT inserted_xid, id FROM records
+                  WHERE ring_id = $1 AND (inserted_xid, id) > ($2, $3)
+                  ORDER BY inserted_xid, id LIMIT $4) behind)
+        SELECT n, inserted_xid, id FROM next
+        WHERE n % $5 IN (0, $5 - 1) OR n = (SELECT max(n) FROM next) ORDER BY n";
+    let size = i64::from(batch_size);
+    let limit = i64::try_from(batches).unwrap_or(i64::MAX).saturating_mul(size);
+    let edges = c.rows::<EdgeRow>(
+        query,
+        &[
+            Bind::Int(ring.id.0),
+            Bind::Int(ring.cursor.xid),
+            Bind::Int(ring.cursor.id.0),
+            Bind::Int(limit),
+            Bind::Int(size),
+        ],
+    )?;
+    Ok(ranges(&edges, size)?)
+}
+
+fn insert_batch(
+    c: &mut SqliteConnection,
+    ring: RingId,
+    range: BatchRange,
+    state: &str,
+) -> TxResult<crate::db::Batch> {
+    let statement = format!(
+        "INSERT INTO batches (ring_id, low_xid, low_id, high_xid, high_id, record_count, state)
+         VALUES ($1, $2, $3, $4, $5, $6, $7) RETURNING {}",
+        BatchRow::COLUMNS
+    );
+    let row = c.row::<BatchRow>(
+        &statement,
+        &[
+            Bind::Int(ring.0),
+            Bind::Int(range.low.xid),
+            Bind::Int(range.low.id.0),
+            Bind::Int(range.high.xid),
+            Bind::Int(range.high.id.0),
+            Bind::Int(range.record_count.into()),
+            Bind::Text(state),
+        ],
+    )?;
+    Ok(crate::db::Batch::try_from(row)?)
+}
+
+// Load
+
+pub(super) fn load_batch(
+    c: &mut SqliteConnection,
+    ring: RingId,
+    range: &BatchRange,
+    after: Option<Position>,
+    max_bytes: usize,
+) -> QueryResult<Vec<Record>> {
+    let query = diesel::sql_query(
+        "SELECT inserted_xid, id, payload FROM records
+         WHERE ring_id = $1 AND (inserted_xid, id) >= ($2, $3) AND (inserted_xid, id) <= ($4, $5)
+           AND (inserted_xid, id) > ($6, $7)
+         ORDER BY inserted_xid, id",
+    );
+    use diesel::sql_types::BigInt;
+    let after = after.unwrap_or(Position { xid: i64::MIN, id: RecordId(i64::MIN) });
+    let query = query
+        .bind::<BigInt, _>(ring.0)
+        .bind::<BigInt, _>(range.low.xid)
+        .bind::<BigInt, _>(range.low.id.0)
+        .bind::<BigInt, _>(range.high.xid)
+        .bind::<BigInt, _>(range.high.id.0)
+        .bind::<BigInt, _>(after.xid)
+        .bind::<BigInt, _>(after.id.0);
+    let mut records = Vec::new();
+    let mut bytes = 0;
+    // Rows come one by one, and no payload behind the end of the slice is read.
+    for row in query.load_iter::<RecordRow, diesel::connection::DefaultLoadingMode>(c)? {
+        let record = Record::from(row?);
+        bytes += record.payload.len();
+        records.push(record);
+        if bytes >= max_bytes {
+            break;
+        }
+    }
+    Ok(records)
+}
+
+// Store
+
+pub(super) fn store_batches(
+    store: &SqliteStore,
+    c: &mut SqliteConnection,
+    ring: RingId,
+    batches: &[SignedBatch],
+) -> TxResult<(Vec<StoreOutcome>, Tick)> {
+    let mut tick = ring_row(store, c, ring)?.tick;
+    let mut outcomes = Vec::with_capacity(batches.len());
+    for batch in batches {
+        let outcome = match standing(store, c, batch.key_use)? {
+            None => {
+                insert_signatures(c, batch)?;
+                tick = tick.next();
+                close_use(c, batch.key_use, tick, Outcome::Stored)?;
+                c.run(
+                    &format!(
+                        "UPDATE batches SET state = 'stored', stored_at = {NOW} WHERE id = $1"
+                    ),
+                    &[Bind::Int(batch.key_use.batch.0)],
+                )?;
+                StoreOutcome::Stored
+            }
+            Some(Outcome::Stored) => StoreOutcome::AlreadyStored,
+            Some(other) => StoreOutcome::Fenced(other),
+        };
+        outcomes.push(outcome);
+    }
+    set_tick(c, ring, tick)?;
+    Ok((outcomes, tick))
+}
+
+/// `None` if the use is this node's and open, else how it ended.
+fn standing(
+    store: &SqliteStore,
+    c: &mut SqliteConnection,
+    key_use: KeyUse,
+) -> TxResult<Option<Outcome>> {
+    let query = format!(
+        "SELECT {} FROM key_uses WHERE ring_id = $1 AND fence = $2 AND node = $3",
+        shared::use_columns::<SqliteConnection>()
+    );
+    let binds =
+        [Bind::Int(key_use.ring.0), Bind::Int(key_use.fence.0.0), Bind::Text(&store.node.0)];
+    match c.rows::<UseRow>(&query, &binds)?.pop() {
+        Some(row) if row.key_use() == key_use => Ok(row.outcome()?),
+        // A use that is nowhere was rolled back with the state it belonged to.
+        _ => Ok(Some(Outcome::Reclaimed)),
+    }
+}
+
+fn insert_signatures(c: &mut SqliteConnection, batch: &SignedBatch) -> TxResult<()> {
+    let query = "SELECT record_count AS value FROM batches WHERE id = $1";
+    let expected = c.number(query, &[Bind::Int(batch.key_use.batch.0)])?.unsigned_abs();
+    let found = batch.signatures.len() as u64;
+    if expected != found {
+        return Err(StoreError::Refused(Refusal::Count { expected, found }).into());
+    }
+    for (record, signature) in &batch.signatures {
+        diesel::insert_into(signatures::table)
+            .values((
+                signatures::record_id.eq(record.0),
+                signatures::batch_id.eq(batch.key_use.batch.0),
+                signatures::signature.eq(signature.0.as_slice()),
+            ))
+            .execute(c)?;
+    }
+    Ok(())
+}
+
+fn close_use(
+    c: &mut SqliteConnection,
+    key_use: KeyUse,
+    tick: Tick,
+    outcome: Outcome,
+) -> QueryResult<()> {
+    c.run(
+        &format!(
+            "UPDATE key_uses SET end_tick = $1, ended_at = {NOW}, outcome = $2
+             WHERE ring_id = $3 AND fence = $4"
+        ),
+        &[
+            Bind::Int(tick.0),
+            Bind::Text(outcome.as_str()),
+            Bind::Int(key_use.ring.0),
+            Bind::Int(key_use.fence.0.0),
+        ],
+    )?;
+    c.run(
+        "UPDATE keys SET last_tick = $1 WHERE id = $2",
+        &[Bind::Int(tick.0), Bind::Int(key_use.key.0)],
+    )?;
+    Ok(())
+}
+
+// Renew, give up, reclaim
+
+pub(super) fn renew(
+    store: &SqliteStore,
+    c: &mut SqliteConnection,
+    ring: RingId,
+    fences: &[Fence],
+) -> TxResult<Vec<Fence>> {
+    let statement = format!(
+        "UPDATE key_uses SET expires_at = {}
+         WHERE ring_id = $1 AND fence = $2 AND node = $3 AND end_tick IS NULL",
+        lease_end(store)
+    );
+    let mut renewed = Vec::new();
+    for fence in fences {
+        let binds = [Bind::Int(ring.0), Bind::Int(fence.0.0), Bind::Text(&store.node.0)];
+        if c.run(&statement, &binds)? == 1 {
+            renewed.push(*fence);
+        }
+    }
+    Ok(renewed)
+}
+
+pub(super) fn give_up(
+    store: &SqliteStore,
+    c: &mut SqliteConnection,
+    ring: RingId,
+    uses: &[GiveUp],
+) -> TxResult<(Vec<Outcome>, Tick)> {
+    let mut tick = ring_row(store, c, ring)?.tick;
+    let mut outcomes = Vec::with_capacity(uses.len());
+    for given_up in uses {
+        let outcome = match standing(store, c, given_up.key_use)? {
+            None => {
+                tick = tick.next();
+                close_use(c, given_up.key_use, tick, Outcome::Abandoned)?;
+                fail_batch(store, c, given_up.key_use, given_up.failure.as_deref())?;
+                Outcome::Abandoned
+            }
+            Some(outcome) => outcome,
+        };
+        outcomes.push(outcome);
+    }
+    set_tick(c, ring, tick)?;
+    Ok((outcomes, tick))
+}
+
+/// Sends a batch back to `retry`, or to quarantine if this was its last attempt; whether it was.
+fn fail_batch(
+    store: &SqliteStore,
+    c: &mut SqliteConnection,
+    key_use: KeyUse,
+    failure: Option<&str>,
+) -> TxResult<bool> {
+    let own = i64::from(failure.is_some());
+    let statement = "
+        UPDATE batches SET attempts = attempts + $1, failure = coalesce($2, failure),
+               state = CASE WHEN $1 = 1 AND attempts + 1 >= $3 THEN 'quarantined' ELSE 'retry' END
+        WHERE id = $4 RETURNING state = 'quarantined' AS value";
+    let binds = [
+        Bind::Int(own),
+        Bind::OptionalText(failure),
+        Bind::Int(store.max_attempts),
+        Bind::Int(key_use.batch.0),
+    ];
+    Ok(c.number(statement, &binds)? == 1)
+}
+
+pub(super) fn reclaim(
+    store: &SqliteStore,
+    c: &mut SqliteConnection,
+    ring: RingId,
+    scope: ReclaimScope,
+) -> TxResult<(Reclaimed, Tick)> {
+    let mut tick = ring_row(store, c, ring)?.tick;
+    let condition = match scope {
+        ReclaimScope::Expired => format!("expires_at < {NOW}"),
+        ReclaimScope::All => "TRUE".to_owned(),
+    };
+    let query = format!(
+        "SELECT {} FROM key_uses WHERE ring_id = $1 AND end_tick IS NULL AND {condition}
+         ORDER BY fence",
+        shared::use_columns::<SqliteConnection>()
+    );
+    let mut reclaimed = Reclaimed::default();
+    for row in c.rows::<UseRow>(&query, &[Bind::Int(ring.0)])? {
+        let key_use = row.key_use();
+        tick = tick.next();
+        close_use(c, key_use, tick, Outcome::Reclaimed)?;
+        let failure = match scope {
+            ReclaimScope::Expired => format!("the lease of node {} ran out", row.node),
+            ReclaimScope::All => format!("node {} ended without storing it", row.node),
+        };
+        if fail_batch(store, c, key_use, Some(&failure))? {
+            reclaimed.quarantined.push(key_use.batch);
+        }
+        reclaimed.uses.push((key_use, NodeId(row.node)));
+    }
+    set_tick(c, ring, tick)?;
+    Ok((reclaimed, tick))
+}
+
+// Sweep, idle
+
+/// How many strays one batch of a sweep takes.
+const SWEEP_BATCH: u32 = 500;
+
+/// Puts strays into batches of their own that wait to be retried.
+///
+/// PostgreSQL moves strays before the cursor. Here every record has transaction id 0, and a higher
+/// one would put all later records behind the cursor (docs/adr/0004).
+pub(super) fn sweep(store: &SqliteStore, c: &mut SqliteConnection, ring: RingId) -> TxResult<u64> {
+    let ring = ring_row(store, c, ring)?;
+    let strays = shared::strays(c, ring.id, ring.cursor)?;
+    let mut runs: Vec<BatchRange> = Vec::new();
+    for stray in &strays {
+        let adjoining = match runs.last() {
+            Some(run) => run.record_count < SWEEP_BATCH && adjoin(c, ring.id, run.high, *stray)?,
+            None => false,
+        };
+        match runs.last_mut() {
+            Some(run) if adjoining => {
+                run.high = *stray;
+                run.record_count += 1;
+            }
+            _ => runs.push(BatchRange { low: *stray, high: *stray, record_count: 1 }),
+        }
+    }
+    for run in runs {
+        insert_batch(c, ring.id, run, "retry")?;
+    }
+    Ok(strays.len() as u64)
+}
+
+/// Whether no other record of the ring lies between two of it.
+fn adjoin(
+    c: &mut SqliteConnection,
+    ring: RingId,
+    low: Position,
+    high: Position,
+) -> QueryResult<bool> {
+    let query = "SELECT count(*) AS value FROM records
+                 WHERE ring_id = $1 AND (inserted_xid, id) > ($2, $3)
+                   AND (inserted_xid, id) < ($4, $5)";
+    let binds = [
+        Bind::Int(ring.0),
+        Bind::Int(low.xid),
+        Bind::Int(low.id.0),
+        Bind::Int(high.xid),
+        Bind::Int(high.id.0),
+    ];
+    Ok(c.number(query, &binds)? == 0)
+}
+
+/// Whether a checkout would find a batch, and the ring's tick.
+pub(super) fn has_work(c: &mut SqliteConnection, ring: RingId) -> QueryResult<(bool, Tick)> {
+    let query = "
+        SELECT EXISTS (SELECT 1 FROM batches WHERE ring_id = $1 AND state = 'retry')
+            OR EXISTS (SELECT 1 FROM records r
+                       WHERE r.ring_id = $1
+                         AND (r.inserted_xid, r.id) > (g.cursor_xid, g.cursor_id)) AS value
+        FROM rings g WHERE g.id = $1
+        UNION ALL SELECT tick FROM rings WHERE id = $1";
+    let rows = c.rows::<NumberRow>(query, &[Bind::Int(ring.0)])?;
+    let [work, tick] = rows.as_slice() else {
+        return Err(diesel::result::Error::NotFound);
+    };
+    Ok((work.value == 1, Tick(tick.value)))
+}
+
+// Keys
+
+pub(super) fn add_keys(
+    store: &SqliteStore,
+    c: &mut SqliteConnection,
+    ring: RingId,
+    count: u32,
+    if_empty: bool,
+    actor: &str,
+    make: &mut dyn FnMut(KeyId) -> Result<NewKey, MakeKeyError>,
+) -> TxResult<Vec<KeyId>> {
+    let ring = ring_row(store, c, ring)?;
+    if if_empty {
+        let query = "SELECT count(*) AS value FROM keys WHERE ring_id = $1";
+        if c.number(query, &[Bind::Int(ring.id.0)])? > 0 {
+            return Ok(Vec::new());
+        }
+    }
+    let last_id = "SELECT coalesce(max(seq), 0) AS value FROM sqlite_sequence WHERE name = 'keys'";
+    let last_id = c.number(last_id, &[])?;
+    let mut tick = ring.tick;
+    let mut added = Vec::new();
+    for id in (last_id + 1..).take(usize::try_from(count).unwrap_or(usize::MAX)) {
+        let key = make(KeyId(id)).map_err(StoreError::MakeKey)?;
+        tick = tick.next();
+        c.run(
+            "INSERT INTO keys (id, ring_id, kid, algorithm, public_key, sealed_private_key, kek_id, status)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, 'active')",
+            &[
+                Bind::Int(id),
+                Bind::Int(ring.id.0),
+                Bind::Text(&key.kid.0),
+                Bind::Text(key.algorithm),
+                Bind::Bytes(key.public_key.as_bytes()),
+                Bind::Bytes(&key.sealed_private_key),
+                Bind::Text(&key.kek_id),
+            ],
+        )?;
+        insert_event(c, ring.id, tick, id, KeyEvent::Added, actor, None)?;
+        added.push(KeyId(id));
+    }
+    set_tick(c, ring.id, tick)?;
+    Ok(added)
+}
+
+pub(super) fn change_key(
+    store: &SqliteStore,
+    c: &mut SqliteConnection,
+    kid: &Kid,
+    event: KeyEvent,
+    actor: &str,
+    reason: Option<&str>,
+) -> TxResult<bool> {
+    let (id, ring, status) = shared::key_state(c, kid)?;
+    if !shared::changes(kid, status, event)? {
+        return Ok(false);
+    }
+    let tick = ring_row(store, c, ring)?.tick.next();
+    insert_event(c, ring, tick, id, event, actor, reason)?;
+    set_tick(c, ring, tick)?;
+    c.run(
+        "UPDATE keys SET status = $1, status_reason = $2 WHERE id = $3",
+        &[Bind::Text(event.status().as_str()), Bind::OptionalText(reason), Bind::Int(id)],
+    )?;
+    Ok(true)
+}
+
+fn insert_event(
+    c: &mut SqliteConnection,
+    ring: RingId,
+    tick: Tick,
+    key: i64,
+    event: KeyEvent,
+    actor: &str,
+    reason: Option<&str>,
+) -> QueryResult<()> {
+    c.run(
+        "INSERT INTO key_events (ring_id, tick, key_id, event, actor, reason)
+         VALUES ($1, $2, $3, $4, $5, $6)",
+        &[
+            Bind::Int(ring.0),
+            Bind::Int(tick.0),
+            Bind::Int(key),
+            Bind::Text(event.as_str()),
+            Bind::Text(actor),
+            Bind::OptionalText(reason),
+        ],
+    )?;
+    Ok(())
+}

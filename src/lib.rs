@@ -1,0 +1,15 @@
+//! Chancery signs every record of a database exactly once, concurrently and in batches, and can
+//! prove afterwards that it kept its rules.
+//!
+//! The floors, each importing only from lower ones: [`types`] and [`clock`] < [`ledger`],
+//! [`signing`], [`config`] < [`keyring`] < [`db`] < `actors` < `http` < `app` < `cli` < `main`.
+
+pub mod clock;
+pub mod config;
+pub mod db;
+pub mod intake;
+pub mod keyring;
+pub mod ledger;
+pub mod seed;
+pub mod signing;
+pub mod types;
