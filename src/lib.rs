@@ -4,6 +4,7 @@
 //! The floors, each importing only from lower ones: [`types`] and [`clock`] < [`ledger`],
 //! [`signing`], [`config`] < [`keyring`] < [`db`] < `actors` < `http` < `app` < `cli` < `main`.
 
+pub mod actors;
 pub mod clock;
 pub mod config;
 pub mod db;

@@ -416,7 +416,7 @@ impl Store for PgStore {
     }
 
     fn analyze(&self) -> Result<(), StoreError> {
-        self.read(|c| Ok(c.batch_execute("ANALYZE records, keys, batches, key_uses, signatures")?))
+        self.read(|c| Ok(c.batch_execute("SELECT chancery_analyze()")?))
     }
 
     fn signed_records(

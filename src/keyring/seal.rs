@@ -286,12 +286,10 @@ mod tests {
     fn a_key_that_is_not_the_one_meant_is_refused_on_both_ways() {
         let sealed = Sealed::new();
         let other = PrivateKey::generate().unwrap();
-        let other_kid = jwk::kid(&other.public_key());
+        let (kid, other_kid) = (&sealed.identity.kid, jwk::kid(&other.public_key()));
 
         let opened = unseal(&sealed.kek, &sealed.identity, &other.public_key(), &sealed.blob);
-        assert!(
-            matches!(opened, Err(SealError::AnotherKey { found, .. }) if found == sealed.identity.kid)
-        );
+        assert!(matches!(opened, Err(SealError::AnotherKey { found, .. }) if found == *kid));
         let made = seal(&sealed.kek, &sealed.identity, &other);
         assert!(matches!(made, Err(SealError::AnotherKey { found, .. }) if found == other_kid));
     }

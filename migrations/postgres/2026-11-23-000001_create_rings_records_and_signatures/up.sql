@@ -222,3 +222,10 @@ BEGIN
 END $$;
 CREATE TRIGGER key_uses_guard BEFORE UPDATE ON key_uses
     FOR EACH ROW EXECUTE FUNCTION chancery_key_uses_guard();
+
+-- The runtime role inserts in bulk but owns no table, and only an owner may ANALYZE one.
+CREATE FUNCTION chancery_analyze() RETURNS VOID
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+BEGIN
+    ANALYZE records, keys, batches, key_uses, signatures;
+END $$;

@@ -1,0 +1,261 @@
+//! Stores signed batches: an async front that groups what is waiting, and sync workers that hold
+//! one transaction each.
+//!
+//! Invariant: every [`StoreBatch`] is answered exactly once, when its fate is settled in the
+//! database; a lost connection only delays the answer.
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::prelude::*;
+use tokio::sync::oneshot;
+
+use super::messages::{Observe, Stop, StoreBatch, StoreReply};
+use super::signer::panic_message;
+use crate::db::{SignedBatch, Store, StoreError, StoreOutcome};
+
+/// How many signatures one transaction stores at most, unless one batch alone has more.
+const GROUP_SIGNATURES: usize = 32_768;
+
+/// The longest pause between two attempts while the database is not reachable.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// The front.
+pub struct DbWriter {
+    workers: Addr<StoreWorker>,
+    idle_workers: usize,
+    waiting: VecDeque<Waiting>,
+    snapshot: DbWriterSnapshot,
+}
+
+struct Waiting {
+    batch: SignedBatch,
+    reply: oneshot::Sender<StoreReply>,
+}
+
+/// The state of a DbWriter.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, actix::MessageResponse)]
+pub struct DbWriterSnapshot {
+    /// Batches that wait for a worker.
+    pub waiting: usize,
+    /// Transactions that stored something.
+    pub groups: u64,
+    /// Batches stored.
+    pub stored_batches: u64,
+    /// Signatures stored.
+    pub signatures: u64,
+    /// Batches that another node had ended: their signatures were thrown away.
+    pub fenced: u64,
+    /// Batches that broke a rule.
+    pub refused: u64,
+    /// Attempts repeated because the database was not reachable or busy.
+    pub repeated: u64,
+}
+
+impl DbWriter {
+    /// A front for `writers` workers of a pool.
+    #[must_use]
+    pub fn new(workers: Addr<StoreWorker>, writers: usize) -> Self {
+        DbWriter {
+            workers,
+            idle_workers: writers,
+            waiting: VecDeque::new(),
+            snapshot: DbWriterSnapshot::default(),
+        }
+    }
+
+    /// Gives each idle worker a group of what waits.
+    fn flush(&mut self, context: &mut Context<Self>) {
+        while self.idle_workers > 0 && !self.waiting.is_empty() {
+            self.idle_workers -= 1;
+            let (batches, replies) = self.next_group();
+            let group = store_group(self.workers.clone(), Arc::new(batches));
+            context.spawn(group.into_actor(self).map(|settled, actor, context| {
+                actor.idle_workers += 1;
+                actor.answer(settled, replies);
+                actor.flush(context);
+            }));
+        }
+    }
+
+    /// Takes what waits, of one ring and within the bound.
+    fn next_group(&mut self) -> (Vec<SignedBatch>, Vec<oneshot::Sender<StoreReply>>) {
+        let mut batches: Vec<SignedBatch> = Vec::new();
+        let mut replies = Vec::new();
+        let mut signatures = 0;
+        while let Some(next) = self.waiting.front() {
+            signatures += next.batch.signatures.len();
+            let of_this_ring =
+                batches.first().is_none_or(|b| b.key_use.ring == next.batch.key_use.ring);
+            if !batches.is_empty() && (signatures > GROUP_SIGNATURES || !of_this_ring) {
+                break;
+            }
+            if let Some(Waiting { batch, reply }) = self.waiting.pop_front() {
+                batches.push(batch);
+                replies.push(reply);
+            }
+        }
+        (batches, replies)
+    }
+
+    fn answer(&mut self, settled: Settled, replies: Vec<oneshot::Sender<StoreReply>>) {
+        self.snapshot.groups += 1;
+        self.snapshot.repeated += settled.repeated;
+        for ((reply, signatures), waiting) in settled.replies.into_iter().zip(replies) {
+            match &reply {
+                StoreReply::Stored => {
+                    self.snapshot.stored_batches += 1;
+                    self.snapshot.signatures += signatures;
+                }
+                StoreReply::Fenced(_) => self.snapshot.fenced += 1,
+                StoreReply::Refused(_) => self.snapshot.refused += 1,
+            }
+            // Whoever asked may be gone; the database has the truth.
+            let _ = waiting.send(reply);
+        }
+    }
+}
+
+/// What became of a group: for each batch the reply and its number of signatures.
+struct Settled {
+    replies: Vec<(StoreReply, u64)>,
+    repeated: u64,
+}
+
+/// Stores a group, again until the database has answered. If a batch breaks a rule the group is
+/// repeated one by one, so that only the guilty one is refused.
+async fn store_group(workers: Addr<StoreWorker>, group: Arc<Vec<SignedBatch>>) -> Settled {
+    let mut settled = Settled { replies: Vec::with_capacity(group.len()), repeated: 0 };
+    match store_until_answered(&workers, &group, 0..group.len(), &mut settled.repeated).await {
+        Ok(outcomes) => settled.push(&group, outcomes),
+        Err(refusal) if group.len() == 1 => settled.refuse(&group[0], refusal),
+        Err(_) => {
+            for (n, batch) in group.iter().enumerate() {
+                let one = n..n + 1;
+                match store_until_answered(&workers, &group, one, &mut settled.repeated).await {
+                    Ok(outcomes) => settled.push(std::slice::from_ref(batch), outcomes),
+                    Err(refusal) => settled.refuse(batch, refusal),
+                }
+            }
+        }
+    }
+    settled
+}
+
+impl Settled {
+    fn push(&mut self, batches: &[SignedBatch], outcomes: Vec<StoreOutcome>) {
+        for (batch, outcome) in batches.iter().zip(outcomes) {
+            let reply = match outcome {
+                StoreOutcome::Stored | StoreOutcome::AlreadyStored => StoreReply::Stored,
+                StoreOutcome::Fenced(outcome) => StoreReply::Fenced(outcome),
+            };
+            self.replies.push((reply, batch.signatures.len() as u64));
+        }
+    }
+
+    fn refuse(&mut self, batch: &SignedBatch, refusal: String) {
+        let key_use = batch.key_use;
+        tracing::error!(
+            ring = %key_use.ring, fence = %key_use.fence, batch = %key_use.batch,
+            key = %key_use.key, reason = refusal, "the database refused a batch"
+        );
+        self.replies.push((StoreReply::Refused(refusal), 0));
+    }
+}
+
+async fn store_until_answered(
+    workers: &Addr<StoreWorker>,
+    group: &Arc<Vec<SignedBatch>>,
+    part: std::ops::Range<usize>,
+    repeated: &mut u64,
+) -> Result<Vec<StoreOutcome>, String> {
+    let mut pause = Duration::from_millis(20);
+    loop {
+        let message = StoreGroup { group: Arc::clone(group), part: part.clone() };
+        let error = match workers.send(message).await {
+            Ok(Ok(outcomes)) => return Ok(outcomes),
+            Ok(Err(error)) => error,
+            Err(error) => return Err(format!("the store workers are gone: {error}")),
+        };
+        if !error.is_retryable() {
+            return Err(error.to_string());
+        }
+        // Whether the commit took effect may be unknown; the repetition settles it.
+        tracing::warn!(%error, batches = part.len(), "could not store, trying again");
+        *repeated += 1;
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+impl Actor for DbWriter {
+    type Context = Context<Self>;
+}
+
+impl Handler<StoreBatch> for DbWriter {
+    type Result = ResponseFuture<StoreReply>;
+
+    fn handle(&mut self, message: StoreBatch, context: &mut Self::Context) -> Self::Result {
+        let (reply, settled) = oneshot::channel();
+        self.waiting.push_back(Waiting { batch: message.0, reply });
+        self.flush(context);
+        Box::pin(async move {
+            settled.await.unwrap_or_else(|_| StoreReply::Refused("the writer stopped".to_owned()))
+        })
+    }
+}
+
+impl Handler<Observe<DbWriterSnapshot>> for DbWriter {
+    type Result = DbWriterSnapshot;
+
+    fn handle(&mut self, _: Observe<DbWriterSnapshot>, _: &mut Self::Context) -> Self::Result {
+        DbWriterSnapshot { waiting: self.waiting.len(), ..self.snapshot }
+    }
+}
+
+impl Handler<Stop> for DbWriter {
+    type Result = ();
+
+    fn handle(&mut self, _: Stop, context: &mut Self::Context) {
+        context.stop();
+    }
+}
+
+/// The sync half: one transaction at a time; a pool of `writers` runs in a `SyncArbiter`.
+pub struct StoreWorker {
+    /// Where to.
+    pub store: Arc<dyn Store>,
+}
+
+/// From the front: store these in one transaction.
+struct StoreGroup {
+    group: Arc<Vec<SignedBatch>>,
+    part: std::ops::Range<usize>,
+}
+
+impl Message for StoreGroup {
+    type Result = Result<Vec<StoreOutcome>, StoreError>;
+}
+
+impl Actor for StoreWorker {
+    type Context = SyncContext<Self>;
+}
+
+impl Handler<StoreGroup> for StoreWorker {
+    type Result = Result<Vec<StoreOutcome>, StoreError>;
+
+    fn handle(&mut self, message: StoreGroup, _: &mut Self::Context) -> Self::Result {
+        let batches = &message.group[message.part];
+        let Some(first) = batches.first() else {
+            return Ok(Vec::new());
+        };
+        // A panic would end this thread, and actix never replaces it.
+        catch_unwind(AssertUnwindSafe(|| self.store.store_batches(first.key_use.ring, batches)))
+            .unwrap_or_else(|panic| {
+                let message = panic_message(panic.as_ref());
+                Err(StoreError::Database(format!("the writer panicked: {message}")))
+            })
+    }
+}

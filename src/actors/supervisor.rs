@@ -1,0 +1,463 @@
+//! Keeps the permits and pumps batches through the other actors.
+//!
+//! Invariant: no more batches are checked out than can start at once, and the end of a run is
+//! declared only by the truth in the database, never by the cursor.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::prelude::*;
+use tokio::sync::oneshot;
+
+use super::batch_job::{self, PayloadPermits, Stations};
+use super::db_writer::DbWriter;
+use super::key_manager::KeyManager;
+use super::messages::{
+    BatchEnd, BatchSigned, CheckOut, Drain, DrainReport, Granted, Nudge, Observe, Pause, Resume,
+    Stop,
+};
+use super::off_thread;
+use super::record_loader::RecordLoader;
+use super::signer::Signer;
+use crate::clock::Clock;
+use crate::db::{Remaining, Shortage, Store, StoreError};
+use crate::types::RingId;
+
+/// How long to stay idle at first, and at most; each idle look doubles it.
+const SHORTEST_IDLE: Duration = Duration::from_millis(10);
+
+/// What a Supervisor needs to know.
+#[derive(Clone, Debug)]
+pub struct SupervisorSettings {
+    /// The ring.
+    pub ring: RingId,
+    /// Whether to end when everything is signed.
+    pub until_done: bool,
+    /// How many batches may be in flight.
+    pub max_in_flight: u32,
+    /// How many bytes of payload may be in memory.
+    pub max_in_flight_bytes: u64,
+    /// How many bytes of payload are loaded and signed at a time.
+    pub slice_bytes: usize,
+    /// The longest pause between two looks for work.
+    pub longest_idle: Duration,
+    /// The shortest pause between two searches through all records for what the cursor missed.
+    pub look_every: Duration,
+    /// After how long a station that has not answered counts as failed.
+    pub watchdog: Duration,
+}
+
+/// The actors that a Supervisor works with.
+#[derive(Clone)]
+pub struct Team {
+    /// Checks out and returns keys.
+    pub key_manager: Addr<KeyManager>,
+    /// Reads payloads.
+    pub loader: Addr<RecordLoader>,
+    /// Signs.
+    pub signer: Addr<Signer>,
+    /// Stores.
+    pub writer: Addr<DbWriter>,
+}
+
+/// How a Supervisor's work ended.
+#[derive(Debug)]
+pub enum Finished {
+    /// Everything is signed, but for what is in quarantine.
+    Done(Remaining),
+    /// There is something to sign and no active key.
+    NoActiveKey(Remaining),
+    /// It was drained.
+    Drained(DrainReport),
+    /// It cannot go on.
+    Failed(StoreError),
+}
+
+/// The actor.
+pub struct Supervisor {
+    settings: SupervisorSettings,
+    store: Arc<dyn Store>,
+    stations: Stations,
+    state: State,
+    /// A checkout or a look for work is under way.
+    asking: bool,
+    /// Something happened meanwhile, so that another look is due at once.
+    ask_again: bool,
+    idle: Duration,
+    /// When the truth about what is left may be asked for again, on the node's clock.
+    next_look: Option<Duration>,
+    wake_up: Option<SpawnHandle>,
+    in_flight: u32,
+    drains: Vec<oneshot::Sender<DrainReport>>,
+    finished: Option<oneshot::Sender<Finished>>,
+    snapshot: SupervisorSnapshot,
+}
+
+/// Whether new batches are started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum State {
+    /// Yes.
+    #[default]
+    Running,
+    /// Not until it is resumed.
+    Paused,
+    /// Never again.
+    Draining,
+}
+
+/// The state of a Supervisor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, actix::MessageResponse)]
+pub struct SupervisorSnapshot {
+    /// Whether it starts new batches.
+    pub state: State,
+    /// Batches in flight.
+    pub in_flight: u32,
+    /// Batches stored.
+    pub stored_batches: u64,
+    /// Records in them.
+    pub signed_records: u64,
+    /// Batches fenced.
+    pub fenced_batches: u64,
+    /// Batches given up.
+    pub given_up_batches: u64,
+    /// Records swept back before the cursor.
+    pub swept_records: u64,
+}
+
+impl Supervisor {
+    /// A Supervisor, and where it will say how its work ended.
+    #[must_use]
+    pub fn new(
+        settings: SupervisorSettings,
+        store: Arc<dyn Store>,
+        clock: Arc<dyn Clock>,
+        team: Team,
+    ) -> (Self, oneshot::Receiver<Finished>) {
+        let (finished, receiver) = oneshot::channel();
+        let stations = Stations {
+            key_manager: team.key_manager,
+            loader: team.loader,
+            signer: team.signer,
+            writer: team.writer,
+            clock,
+            payload_permits: Arc::new(PayloadPermits::new(settings.max_in_flight_bytes)),
+            slice_bytes: settings.slice_bytes,
+            watchdog: settings.watchdog,
+        };
+        let supervisor = Supervisor {
+            settings,
+            store,
+            stations,
+            state: State::Running,
+            asking: false,
+            ask_again: false,
+            idle: SHORTEST_IDLE,
+            next_look: None,
+            wake_up: None,
+            in_flight: 0,
+            drains: Vec::new(),
+            finished: Some(finished),
+            snapshot: SupervisorSnapshot::default(),
+        };
+        (supervisor, receiver)
+    }
+
+    /// Checks out as many batches as there are permits, unless few are free while others work: a
+    /// checkout transaction is dear, and is made to count.
+    fn pump(&mut self, context: &mut Context<Self>) {
+        if self.state != State::Running || self.finished.is_none() {
+            return;
+        }
+        if self.asking {
+            self.ask_again = true;
+            return;
+        }
+        let free = self.settings.max_in_flight - self.in_flight;
+        if free == 0 || (self.in_flight > 0 && free < self.settings.max_in_flight / 4) {
+            return;
+        }
+        self.asking = true;
+        let request = self.stations.key_manager.send(CheckOut { max_batches: free });
+        context.spawn(request.into_actor(self).map(|reply, actor, context| {
+            actor.asking = false;
+            match reply {
+                Ok(Ok(granted)) => actor.start(granted, context),
+                Ok(Err(error)) => actor.could_not(error, context),
+                Err(error) => {
+                    let message = format!("the key manager is gone: {error}");
+                    actor.finish(Finished::Failed(StoreError::Database(message)));
+                }
+            }
+            if std::mem::take(&mut actor.ask_again) {
+                actor.pump(context);
+            }
+            actor.end_drains_if_idle();
+        }));
+    }
+
+    fn start(&mut self, granted: Granted, context: &mut Context<Self>) {
+        if !granted.checkouts.is_empty() {
+            self.idle = SHORTEST_IDLE;
+        }
+        for checkout in granted.checkouts {
+            self.in_flight += 1;
+            let stations = self.stations.clone();
+            let supervisor = context.address();
+            // Not the actor's own future: it must end its key use even if this actor stops.
+            actix::spawn(async move {
+                let key_use = checkout.batch.key_use;
+                let end = batch_job::run(stations, checkout).await;
+                if supervisor.send(BatchSigned { key_use, end }).await.is_err() {
+                    tracing::debug!(fence = %key_use.fence, "a batch ended after its supervisor");
+                }
+            });
+        }
+        match granted.shortage {
+            None => self.pump(context),
+            // The end of a batch in flight frees a key, and brings a look for more.
+            Some(Shortage::NoFreeKey) if self.in_flight > 0 => {}
+            Some(Shortage::NoFreeKey) => self.rest(context),
+            Some(shortage @ (Shortage::NoWork | Shortage::NoActiveKey)) => {
+                if self.in_flight == 0 {
+                    self.look_around(shortage, context);
+                }
+            }
+        }
+    }
+
+    /// Nothing to check out and nothing in flight: is everything signed?
+    fn look_around(&mut self, shortage: Shortage, context: &mut Context<Self>) {
+        let now = self.stations.clock.now();
+        if self.next_look.is_some_and(|next| now < next) {
+            return self.rest(context);
+        }
+        self.next_look = Some(now + self.settings.look_every);
+        self.asking = true;
+        let store = Arc::clone(&self.store);
+        let ring = self.settings.ring;
+        let look = off_thread(move || {
+            let progress = store.progress(ring)?;
+            // Without a key, batches to be retried are nobody's work.
+            let waits_for_key = shortage == Shortage::NoActiveKey && progress.open_batches == 0;
+            if progress.open_batches + progress.retry_batches > 0 && !waits_for_key {
+                return Ok(Look::OthersWork);
+            }
+            let remaining = store.remaining(ring)?;
+            if remaining.is_done() {
+                Ok(Look::Done(remaining))
+            } else if remaining.behind_cursor > 0 {
+                store.sweep(ring).map(Look::Swept)
+            } else {
+                let blockers = store.blockers()?;
+                Ok(Look::NotYet { remaining, blockers })
+            }
+        });
+        context.spawn(look.into_actor(self).map(move |look, actor, context| {
+            actor.asking = false;
+            match look {
+                Ok(look) => actor.act_on(look, shortage, context),
+                Err(error) => actor.could_not(error, context),
+            }
+            actor.end_drains_if_idle();
+        }));
+    }
+
+    fn act_on(&mut self, look: Look, shortage: Shortage, context: &mut Context<Self>) {
+        match look {
+            Look::Done(remaining) if self.settings.until_done => {
+                self.finish(Finished::Done(remaining));
+            }
+            Look::NotYet { remaining, .. }
+                if self.settings.until_done && shortage == Shortage::NoActiveKey =>
+            {
+                self.finish(Finished::NoActiveKey(remaining));
+            }
+            Look::Swept(records) if records > 0 => {
+                tracing::warn!(records, "swept unsigned records from behind the cursor");
+                self.snapshot.swept_records += records;
+                self.pump(context);
+            }
+            Look::NotYet { remaining, blockers } => {
+                if shortage == Shortage::NoActiveKey {
+                    tracing::warn!(unsigned = remaining.unsigned, "the ring has no active key");
+                }
+                for blocker in &blockers {
+                    tracing::warn!(
+                        pid = blocker.pid,
+                        database = blocker.database,
+                        application = blocker.application,
+                        age_s = blocker.age_s,
+                        unsigned = remaining.unsigned,
+                        "an open transaction keeps new records from being signed"
+                    );
+                }
+                self.rest(context);
+            }
+            Look::Done(_) | Look::Swept(_) | Look::OthersWork => self.rest(context),
+        }
+    }
+
+    /// Looks for work again after a pause that doubles each time.
+    fn rest(&mut self, context: &mut Context<Self>) {
+        if let Some(wake_up) = self.wake_up.take() {
+            context.cancel_future(wake_up);
+        }
+        let pause = self.idle;
+        self.idle = (self.idle * 2).min(self.settings.longest_idle);
+        self.wake_up = Some(context.notify_later(Pump, pause));
+    }
+
+    fn could_not(&mut self, error: StoreError, context: &mut Context<Self>) {
+        if error.is_retryable() {
+            tracing::warn!(%error, "could not check out, trying again");
+            self.rest(context);
+        } else {
+            tracing::error!(%error, "cannot go on");
+            self.finish(Finished::Failed(error));
+        }
+    }
+
+    fn finish(&mut self, how: Finished) {
+        if let Some(finished) = self.finished.take() {
+            // Whoever waited may be gone.
+            let _ = finished.send(how);
+        }
+    }
+
+    fn drain_report(&self) -> DrainReport {
+        DrainReport {
+            stored_batches: self.snapshot.stored_batches,
+            left_in_flight: self.in_flight.into(),
+        }
+    }
+
+    fn end_drains_if_idle(&mut self) {
+        if self.state == State::Draining && self.in_flight == 0 && !self.asking {
+            self.end_drains();
+        }
+    }
+
+    fn end_drains(&mut self) {
+        let report = self.drain_report();
+        for drain in self.drains.drain(..) {
+            // Whoever asked may be gone.
+            let _ = drain.send(report);
+        }
+        self.finish(Finished::Drained(report));
+    }
+}
+
+/// What a look around found.
+enum Look {
+    Done(Remaining),
+    OthersWork,
+    Swept(u64),
+    NotYet { remaining: Remaining, blockers: Vec<crate::db::Blocker> },
+}
+
+impl Actor for Supervisor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, context: &mut Self::Context) {
+        self.pump(context);
+    }
+}
+
+/// To itself: look for work.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Pump;
+
+impl Handler<Pump> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, _: Pump, context: &mut Self::Context) {
+        self.wake_up = None;
+        self.pump(context);
+    }
+}
+
+impl Handler<Nudge> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, _: Nudge, context: &mut Self::Context) {
+        self.idle = SHORTEST_IDLE;
+        self.pump(context);
+    }
+}
+
+impl Handler<BatchSigned> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, message: BatchSigned, context: &mut Self::Context) {
+        self.in_flight -= 1;
+        match message.end {
+            BatchEnd::Stored { records } => {
+                self.snapshot.stored_batches += 1;
+                self.snapshot.signed_records += records;
+            }
+            BatchEnd::Fenced => self.snapshot.fenced_batches += 1,
+            BatchEnd::GivenUp { .. } => self.snapshot.given_up_batches += 1,
+        }
+        if self.state == State::Draining {
+            self.end_drains_if_idle();
+        } else if matches!(message.end, BatchEnd::GivenUp { .. }) {
+            // Not at once: what failed for one reason would fail again for the same.
+            self.rest(context);
+        } else {
+            self.pump(context);
+        }
+    }
+}
+
+impl Handler<Pause> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, _: Pause, _: &mut Self::Context) {
+        if self.state == State::Running {
+            self.state = State::Paused;
+        }
+    }
+}
+
+impl Handler<Resume> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, _: Resume, context: &mut Self::Context) {
+        if self.state == State::Paused {
+            self.state = State::Running;
+            self.pump(context);
+        }
+    }
+}
+
+impl Handler<Drain> for Supervisor {
+    type Result = ResponseFuture<DrainReport>;
+
+    fn handle(&mut self, message: Drain, context: &mut Self::Context) -> Self::Result {
+        self.state = State::Draining;
+        let (drain, report) = oneshot::channel();
+        self.drains.push(drain);
+        // A checkout under way may still bring batches; its reply comes before anything ends.
+        let so_far = self.drain_report();
+        context.run_later(message.deadline, |actor, _| actor.end_drains());
+        self.end_drains_if_idle();
+        Box::pin(async move { report.await.unwrap_or(so_far) })
+    }
+}
+
+impl Handler<Observe<SupervisorSnapshot>> for Supervisor {
+    type Result = SupervisorSnapshot;
+
+    fn handle(&mut self, _: Observe<SupervisorSnapshot>, _: &mut Self::Context) -> Self::Result {
+        SupervisorSnapshot { state: self.state, in_flight: self.in_flight, ..self.snapshot }
+    }
+}
+
+impl Handler<Stop> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, _: Stop, context: &mut Self::Context) {
+        context.stop();
+    }
+}
