@@ -5,9 +5,12 @@
 //! [`signing`], [`config`] < [`keyring`] < [`db`] < `actors` < `http` < `app` < `cli` < `main`.
 
 pub mod actors;
+pub mod app;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod db;
+pub mod http;
 pub mod intake;
 pub mod keyring;
 pub mod ledger;

@@ -1,0 +1,181 @@
+//! The command line: one file a subcommand, and the way from an error to an exit code.
+
+mod completions;
+mod config;
+mod demo;
+mod import;
+mod kek;
+mod keys;
+mod logging;
+mod migrate;
+mod output;
+mod run;
+mod seed;
+mod serve;
+mod status;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::app::{self, Connected, MissingDatabase, UsageError};
+use crate::config::{Config, ConfigError, Loaded, Overrides, process_environment};
+use crate::db::Ring;
+use crate::types::NodeId;
+
+const AFTER_HELP: &str = "\
+Exit codes: 0 done; 1 failed; 2 usage or configuration; 3 finished with records in quarantine;
+4 a rule or a signature found broken (verify, audit).
+
+Every key of the configuration file can also be set in the environment as CHANCERY_SECTION__KEY,
+for example CHANCERY_DATABASE__URL. Flags win over the environment, which wins over the file.";
+
+/// Signs every record of a database exactly once, concurrently, and proves that it did.
+#[derive(Parser)]
+#[command(name = "chancery", version, about, after_help = AFTER_HELP, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    globals: Globals,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Args)]
+struct Globals {
+    /// Configuration file [default: chancery.toml, where there is one]
+    #[arg(long, global = true, value_name = "FILE", env = "CHANCERY_CONFIG")]
+    config: Option<PathBuf>,
+    /// Database: sqlite://PATH or postgres://USER@HOST/DATABASE [default: sqlite://chancery.db]
+    #[arg(long, global = true, value_name = "URL")]
+    database_url: Option<String>,
+    /// Form of the log on standard error: pretty or json [default: pretty]
+    #[arg(long, global = true, value_name = "FORMAT")]
+    log_format: Option<String>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Demo(demo::Demo),
+    Migrate(migrate::Migrate),
+    Status(status::Status),
+    Config(config::ShowConfig),
+    Completions(completions::Completions),
+    #[command(subcommand)]
+    Keys(keys::Keys),
+    Seed(seed::Seed),
+    Import(import::Import),
+    Run(run::Run),
+    Serve(serve::Serve),
+    #[command(subcommand)]
+    Kek(kek::KekCommand),
+}
+
+impl Command {
+    /// The flags that stand for keys of the configuration.
+    fn overrides(&self, globals: &Globals) -> Overrides {
+        let signing = match self {
+            Command::Run(run) => Some(&run.signing),
+            Command::Serve(serve) => Some(&serve.signing),
+            _ => None,
+        };
+        Overrides {
+            database_url: globals.database_url.clone(),
+            log_format: globals.log_format.clone(),
+            batch_size: signing.and_then(|flags| flags.batch_size.clone()),
+            signers: signing.and_then(|flags| flags.signers.clone()),
+        }
+    }
+}
+
+/// The flags of commands that sign.
+#[derive(Args, Default)]
+struct SigningFlags {
+    /// Records in a batch, fixed while the process runs [default: 500]
+    #[arg(long, value_name = "N")]
+    batch_size: Option<String>,
+    /// Signer threads [default: auto, one for each core]
+    #[arg(long, value_name = "N")]
+    signers: Option<String>,
+}
+
+/// How a command ended, if not by an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    Done,
+    Interrupted,
+    Quarantined,
+    Broken,
+}
+
+impl From<Outcome> for ExitCode {
+    fn from(outcome: Outcome) -> Self {
+        ExitCode::from(match outcome {
+            Outcome::Done => 0,
+            Outcome::Interrupted => 1,
+            Outcome::Quarantined => 3,
+            Outcome::Broken => 4,
+        })
+    }
+}
+
+/// What every command works with.
+struct Context {
+    config: Config,
+    loaded: Loaded,
+    node: NodeId,
+}
+
+impl Context {
+    fn connect(&self, missing: MissingDatabase) -> anyhow::Result<Connected> {
+        app::connect(&self.config, &self.node, missing)
+    }
+
+    fn ring(&self, database: &Connected) -> anyhow::Result<Ring> {
+        Ok(database.store.ring(&self.config.signing.ring)?)
+    }
+}
+
+/// Runs the program: reads the arguments, does the work, says what went wrong.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match dispatch(cli) {
+        Ok(outcome) => outcome.into(),
+        Err(error) => {
+            // A closed pipe (`chancery status | head`) is the reader's wish.
+            if output::is_broken_pipe(&error) {
+                return ExitCode::SUCCESS;
+            }
+            output::eprint_line(&format!("error: {error:#}"));
+            let usage = error.downcast_ref::<UsageError>().is_some()
+                || error.downcast_ref::<ConfigError>().is_some();
+            ExitCode::from(if usage { 2 } else { 1 })
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> anyhow::Result<Outcome> {
+    if let Command::Completions(completions) = cli.command {
+        return completions.run(<Cli as clap::CommandFactory>::command());
+    }
+    let overrides = cli.command.overrides(&cli.globals);
+    let loaded = Config::load(cli.globals.config.as_deref(), process_environment(), &overrides)?;
+    let config = loaded.config.clone();
+    logging::start(&config.log);
+    let node = app::node_id(&config)?;
+    let context = Context { config, loaded, node };
+    match cli.command {
+        Command::Demo(demo) => demo.run(context),
+        Command::Migrate(migrate) => migrate.run(&context),
+        Command::Status(status) => status.run(&context),
+        Command::Config(show) => show.run(&context),
+        Command::Completions(_) => Ok(Outcome::Done),
+        Command::Keys(keys) => keys.run(&context),
+        Command::Seed(seed) => seed.run(&context),
+        Command::Import(import) => import.run(&context),
+        Command::Run(run) => run.run(&context),
+        Command::Serve(serve) => serve.run(&context),
+        Command::Kek(kek) => kek.run(),
+    }
+}
