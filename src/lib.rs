@@ -11,6 +11,7 @@ pub mod clock;
 pub mod config;
 pub mod db;
 pub mod http;
+pub mod inspect;
 pub mod intake;
 pub mod keyring;
 pub mod ledger;

@@ -1,8 +1,10 @@
 //! The command line: one file a subcommand, and the way from an error to an exit code.
 
+mod audit;
 mod completions;
 mod config;
 mod demo;
+mod export;
 mod import;
 mod kek;
 mod keys;
@@ -13,6 +15,7 @@ mod run;
 mod seed;
 mod serve;
 mod status;
+mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -67,6 +70,9 @@ enum Command {
     Import(import::Import),
     Run(run::Run),
     Serve(serve::Serve),
+    Verify(verify::Verify),
+    Audit(audit::Audit),
+    Export(export::Export),
     #[command(subcommand)]
     Kek(kek::KekCommand),
 }
@@ -176,6 +182,9 @@ fn dispatch(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Import(import) => import.run(&context),
         Command::Run(run) => run.run(&context),
         Command::Serve(serve) => serve.run(&context),
+        Command::Verify(verify) => verify.run(&context),
+        Command::Audit(audit) => audit.run(&context),
+        Command::Export(export) => export.run(&context),
         Command::Kek(kek) => kek.run(),
     }
 }

@@ -12,6 +12,8 @@ use diesel::sqlite::{Sqlite, SqliteConnection};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
 use super::StoreError;
+use super::models::FlagRow;
+use super::shared::Session;
 use crate::config::DatabaseUrl;
 
 const POSTGRES: EmbeddedMigrations = embed_migrations!("migrations/postgres");
@@ -43,6 +45,13 @@ pub enum SchemaError {
         /// The newest version that the program knows.
         known: String,
     },
+    /// The database was dumped from one PostgreSQL cluster and restored into another, so that the
+    /// transaction ids in its records mean nothing here.
+    #[error(
+        "the database was restored from another PostgreSQL cluster, and its transaction ids must \
+         be shifted before anything is signed: run `chancery migrate` as the owner"
+    )]
+    OtherCluster,
 }
 
 /// Brings the schema up to date; the versions applied, none if it was.
@@ -78,10 +87,50 @@ fn migrate_postgres(url: &str, runtime_role: Option<&str>) -> Result<Vec<String>
         .map_err(failed)?;
     check_not_newer::<Pg>(&mut connection, &versions::<Pg>(&POSTGRES)?)?;
     let applied = run::<Pg>(&mut connection, POSTGRES)?;
+    if !is_of_this_cluster(&mut connection)? {
+        let offset = shift_transaction_ids(&mut connection)?;
+        tracing::warn!(
+            offset,
+            "the database came from another cluster: shifted the transaction ids of what follows"
+        );
+    }
     if let Some(role) = runtime_role {
         connection.batch_execute(&grants(role)).map_err(failed)?;
     }
     Ok(applied)
+}
+
+/// Whether the database was made in, or has been adopted by, the cluster that it is in.
+fn is_of_this_cluster(connection: &mut PgConnection) -> Result<bool, StoreError> {
+    let query = "SELECT i.system_identifier = c.system_identifier::TEXT AS value
+                 FROM database_identity i, pg_control_system() c";
+    Ok(connection.row::<FlagRow>(query, &[]).map_err(failed)?.value)
+}
+
+/// Adopts a restored database: from now on every stored transaction id is this cluster's plus an
+/// offset that puts it above all that were restored. Nothing is renumbered.
+#[expect(clippy::disallowed_methods, reason = "the owner's own transaction, outside the protocol")]
+fn shift_transaction_ids(connection: &mut PgConnection) -> Result<i64, StoreError> {
+    connection
+        .transaction(|c| {
+            c.batch_execute("LOCK TABLE rings, records, batches IN EXCLUSIVE MODE")?;
+            let offset = c.number(
+                "SELECT greatest(0, 1 + greatest(
+                     (SELECT coalesce(max(inserted_xid), 0) FROM records),
+                     (SELECT coalesce(max(cursor_xid), 0) FROM rings),
+                     (SELECT coalesce(max(high_xid), 0) FROM batches))
+                   - pg_current_xact_id()::TEXT::BIGINT) AS value",
+                &[],
+            )?;
+            c.batch_execute(&format!(
+                "CREATE OR REPLACE FUNCTION chancery_xid_offset() RETURNS BIGINT
+                     LANGUAGE sql IMMUTABLE PARALLEL SAFE RETURN {offset}::BIGINT;
+                 UPDATE database_identity
+                     SET system_identifier = (SELECT system_identifier::TEXT FROM pg_control_system())"
+            ))?;
+            Ok(offset)
+        })
+        .map_err(failed)
 }
 
 /// The rights of the role that signs: everything but changing what is append-only.
@@ -104,7 +153,12 @@ pub fn check(url: &DatabaseUrl) -> Result<(), StoreError> {
     match url {
         DatabaseUrl::Postgres { url } => {
             let mut connection = PgConnection::establish(url).map_err(unavailable)?;
-            check_current::<Pg>(&mut connection, &versions::<Pg>(&POSTGRES)?)
+            check_current::<Pg>(&mut connection, &versions::<Pg>(&POSTGRES)?)?;
+            if is_of_this_cluster(&mut connection)? {
+                Ok(())
+            } else {
+                Err(SchemaError::OtherCluster.into())
+            }
         }
         DatabaseUrl::Sqlite { path } => {
             let mut connection =
