@@ -12,4 +12,11 @@
 #[macro_use]
 mod support;
 
+mod arrivals;
+mod failures;
+mod interruption;
 mod main_job;
+mod many_processes;
+mod outages;
+mod payloads;
+mod sizes;

@@ -17,7 +17,7 @@ pub(crate) enum Database {
 }
 
 #[derive(QueryableByName)]
-struct Value {
+pub(crate) struct Value {
     #[diesel(sql_type = Nullable<Text>)]
     value: Option<String>,
 }
@@ -42,6 +42,19 @@ impl Database {
             Database::Postgres(database) => database.server(),
             Database::Sqlite(_) => panic!("SQLite has no server"),
         }
+    }
+
+    /// Its name on the server.
+    pub(crate) fn name(&self) -> &str {
+        match self {
+            Database::Postgres(database) => database.name(),
+            Database::Sqlite(_) => panic!("SQLite has no server"),
+        }
+    }
+
+    /// Its address for another role, on PostgreSQL.
+    pub(crate) fn url_as(&self, role: &str) -> String {
+        self.server().url_as(role, self.name())
     }
 
     /// A connection of the superuser's, on PostgreSQL.
