@@ -48,7 +48,7 @@ pub fn load_kek(config: &Config) -> anyhow::Result<Kek> {
     let source = KekSource::of(config)?;
     Kek::load_file(&source.path).map_err(|error| match error {
         KekError::NotFound { .. } => UsageError(missing(&source.path)).into(),
-        other => UsageError(other.to_string()).into(),
+        other => UsageError(format!("{:#}", anyhow::Error::from(other))).into(),
     })
 }
 
