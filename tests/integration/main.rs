@@ -13,7 +13,10 @@
 mod support;
 
 mod arrivals;
+mod command_line;
+mod configuration;
 mod failures;
+mod import_export;
 mod interruption;
 mod main_job;
 mod many_processes;

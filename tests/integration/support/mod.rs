@@ -4,13 +4,15 @@ pub(crate) mod database;
 pub(crate) mod judge;
 pub(crate) mod program;
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::{ChildStdin, Command};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
 use database::Database;
-use program::{Ended, Running};
+use program::{Ended, Input, Running};
 
 /// How long anything may take before a test gives it up: far more than it ever needs.
 pub(crate) const LIMIT: Duration = Duration::from_secs(120);
@@ -72,6 +74,12 @@ impl Site {
         self
     }
 
+    /// Without that variable in the environment of the programs started here.
+    pub(crate) fn unset(mut self, variable: &str) -> Site {
+        self.environment.retain(|(name, _)| name != variable);
+        self
+    }
+
     /// With a schema, a key-encryption key, and so many keys and records.
     pub(crate) fn with(self, keys: u32, records: u32) -> Site {
         self.prepare();
@@ -109,12 +117,28 @@ impl Site {
 
     /// Runs the program to its end, with `input` on its standard input.
     pub(crate) fn run_with_input(&self, arguments: &[&str], input: Vec<u8>) -> Ended {
-        Running::start(self.folder.path(), &self.environment, arguments, Some(input)).wait()
+        let write = move |mut pipe: ChildStdin| drop(pipe.write_all(&input));
+        self.start_with_input(arguments, Box::new(write)).wait()
     }
 
     /// Starts the program.
     pub(crate) fn start(&self, arguments: &[&str]) -> Running {
-        Running::start(self.folder.path(), &self.environment, arguments, None)
+        Running::start(self.command(arguments), None)
+    }
+
+    /// Starts the program, with what `input` writes on its standard input.
+    pub(crate) fn start_with_input(&self, arguments: &[&str], input: Input) -> Running {
+        Running::start(self.command(arguments), Some(input))
+    }
+
+    /// Runs a command, made by [`Site::command`] and changed, to its end.
+    pub(crate) fn run_command(&self, command: Command) -> Ended {
+        Running::start(command, None).wait()
+    }
+
+    /// The program as it would be started here.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        program::command(self.folder.path(), &self.environment, arguments)
     }
 
     /// How many signatures there are.

@@ -1,10 +1,10 @@
 //! The program as a child process: its output line by line, its signals, its end.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::Instant;
@@ -84,36 +84,45 @@ struct Text {
     has_ended: bool,
 }
 
+/// Writes a program's standard input, on a thread of its own. The program may end before it has
+/// read all, so a failure to write is none of the test.
+pub(crate) type Input = Box<dyn FnOnce(ChildStdin) + Send>;
+
+/// The program in `folder` with no `CHANCERY_*` variables but `environment`.
+pub(super) fn command(
+    folder: &Path,
+    environment: &[(String, String)],
+    arguments: &[&str],
+) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_chancery"));
+    let inherited = std::env::vars_os().map(|(name, _)| name);
+    for name in inherited.filter(|name| name.to_string_lossy().starts_with("CHANCERY_")) {
+        command.env_remove(name);
+    }
+    command
+        .args(arguments)
+        .envs(environment.iter().map(|(name, value)| (name, value)))
+        .env("NO_COLOR", "1")
+        .current_dir(folder);
+    command
+}
+
 impl Running {
-    /// Starts the program in `folder` with no `CHANCERY_*` variables but `environment`.
-    pub(super) fn start(
-        folder: &Path,
-        environment: &[(String, String)],
-        arguments: &[&str],
-        input: Option<Vec<u8>>,
-    ) -> Running {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_chancery"));
-        let inherited = std::env::vars_os().map(|(name, _)| name);
-        for name in inherited.filter(|name| name.to_string_lossy().starts_with("CHANCERY_")) {
-            command.env_remove(name);
-        }
+    /// Starts a command whose standard input, if it is to have one, is what `input` writes.
+    pub(super) fn start(mut command: Command, input: Option<Input>) -> Running {
+        let arguments: Vec<_> = command.get_args().map(|word| word.to_string_lossy()).collect();
+        let name = format!("chancery {}", arguments.join(" "));
         command
-            .args(arguments)
-            .envs(environment.iter().map(|(name, value)| (name, value)))
-            .env("NO_COLOR", "1")
-            .current_dir(folder)
             .stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() })
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
-        if let (Some(mut pipe), Some(input)) = (child.stdin.take(), input) {
-            // It may end before it has read all.
-            thread::spawn(move || drop(pipe.write_all(&input)));
+        if let (Some(pipe), Some(input)) = (child.stdin.take(), input) {
+            thread::spawn(move || input(pipe));
         }
         let stdout = Stream::read(child.stdout.take().unwrap());
         let stderr = Stream::read(child.stderr.take().unwrap());
-        let command = format!("chancery {}", arguments.join(" "));
-        Running { child, command, stdout, stderr }
+        Running { child, command: name, stdout, stderr }
     }
 
     /// Its process id.
