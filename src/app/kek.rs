@@ -48,7 +48,7 @@ pub fn load_kek(config: &Config) -> anyhow::Result<Kek> {
     let source = KekSource::of(config)?;
     Kek::load_file(&source.path).map_err(|error| match error {
         KekError::NotFound { .. } => UsageError(missing(&source.path)).into(),
-        other => UsageError(other.to_string()).into(),
+        other => UsageError(format!("{:#}", anyhow::Error::from(other))).into(),
     })
 }
 
@@ -64,8 +64,12 @@ pub fn load_or_make_kek(
     let source = KekSource::of(config)?;
     let may_make = !source.configured && !source.path.exists() && store.kek_checks()?.is_empty();
     if may_make {
-        let kek = Kek::generate_file(&source.path)?;
-        return Ok((kek, Some(source.path)));
+        match Kek::generate_file(&source.path) {
+            Ok(kek) => return Ok((kek, Some(source.path))),
+            // Another process was faster; its KEK is the database's.
+            Err(KekError::Exists { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
     }
     Ok((load_kek(config)?, None))
 }

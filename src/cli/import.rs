@@ -127,11 +127,7 @@ fn check_file(path: &Path, format: Format, fields: &Fields) -> anyhow::Result<()
     bar.finish_and_clear();
     match bad.count {
         0 => Ok(()),
-        n => bail!(
-            "{}: {} of it bad: nothing was imported",
-            path.display(),
-            output::counted(n, "line")
-        ),
+        n => bail!("{}: {}: nothing was imported", path.display(), output::counted(n, "bad line")),
     }
 }
 

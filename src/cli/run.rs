@@ -85,6 +85,10 @@ impl Summary {
                 output::counted(self.left_in_flight, "batch")
             )),
             Outcome::Interrupted => output::print_line("the rest is signed by the next run"),
+            Outcome::Quarantined => output::print_line(&format!(
+                "every other record of ring {} in {} is signed",
+                ring.name, database.name
+            )),
             _ => output::print_line(&format!(
                 "no record of ring {} in {} is unsigned",
                 ring.name, database.name

@@ -25,7 +25,8 @@ impl Config {
     ///
     /// Without a `file`, [`DEFAULT_FILE`] in the current folder is read if it is there. Of `env`
     /// (see [`process_environment`]) every variable `CHANCERY_SECTION__KEY` is read; one of that
-    /// form that names no key is an error, any other variable is passed over.
+    /// form that names no key is an error, and so is a key with a single underscore. Any other
+    /// variable is passed over.
     ///
     /// # Errors
     /// The first mistake found, with its place and with what would be right.
@@ -259,12 +260,20 @@ impl Layers {
     }
 
     fn add_variable(&mut self, variable: &str, value: &str) -> Result<(), ConfigError> {
-        let Some((section, name)) =
-            variable.strip_prefix(PREFIX).and_then(|rest| rest.split_once("__"))
-        else {
-            return Ok(());
-        };
+        let Some(rest) = variable.strip_prefix(PREFIX) else { return Ok(()) };
         let origin = Origin::Variable(variable.to_owned());
+        let Some((section, name)) = rest.split_once("__") else {
+            let meant =
+                KEYS.iter().map(Key::variable).find(|key| key.replace("__", "_") == variable);
+            return match meant {
+                Some(key) => Err(ConfigError::Unknown {
+                    origin,
+                    what: "configuration key".to_owned(),
+                    hint: format!("did you mean {key}, with two underscores?"),
+                }),
+                None => Ok(()),
+            };
+        };
         match KEYS.into_iter().find(|key| key.variable() == variable) {
             Some(key) => self.set_text(key, value, origin),
             None => Err(ConfigError::Unknown {

@@ -3,6 +3,7 @@
 //! `migrations/postgres` and `migrations/sqlite` have the same versions, one to one.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use diesel::Connection;
 use diesel::connection::SimpleConnection;
@@ -11,9 +12,9 @@ use diesel::pg::{Pg, PgConnection};
 use diesel::sqlite::{Sqlite, SqliteConnection};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
-use super::StoreError;
 use super::models::FlagRow;
-use super::shared::Session;
+use super::shared::{Session, TxError, TxResult};
+use super::{StoreError, postgres, sqlite};
 use crate::config::DatabaseUrl;
 
 const POSTGRES: EmbeddedMigrations = embed_migrations!("migrations/postgres");
@@ -56,7 +57,7 @@ pub enum SchemaError {
 
 /// Brings the schema up to date; the versions applied, none if it was.
 ///
-/// Safe to call from several processes at once: on PostgreSQL one waits for the other.
+/// Safe to call from several processes at once: one waits for the other.
 ///
 /// # Errors
 /// [`StoreError::Schema`] if the database is newer than this program, and what the database said.
@@ -64,19 +65,27 @@ pub fn migrate(url: &DatabaseUrl, runtime_role: Option<&str>) -> Result<Vec<Stri
     match url {
         DatabaseUrl::Postgres { url } => migrate_postgres(url, runtime_role),
         DatabaseUrl::Sqlite { path } => {
-            let name = path.to_string_lossy();
-            let mut connection = SqliteConnection::establish(&name).map_err(unavailable)?;
-            connection
-                .batch_execute("PRAGMA busy_timeout = 10000; PRAGMA journal_mode = WAL;")
-                .map_err(failed)?;
-            check_not_newer::<Sqlite>(&mut connection, &versions::<Sqlite>(&SQLITE)?)?;
-            run::<Sqlite>(&mut connection, SQLITE)
+            let mut connection = open_sqlite(path)?;
+            connection.batch_execute("PRAGMA journal_mode = WAL").map_err(sqlite::classify)?;
+            let known = versions::<Sqlite>(&SQLITE)?;
+            if check_not_newer(&mut connection, &known)?.len() == known.len() {
+                return Ok(Vec::new());
+            }
+            // Another process may be at it just now: who comes second looks again.
+            let applied = connection.immediate_transaction(|connection| -> TxResult<_> {
+                check_not_newer::<Sqlite>(connection, &known)?;
+                Ok(run::<Sqlite>(connection, SQLITE)?)
+            });
+            applied.map_err(|error| match error {
+                TxError::Store(error) => error,
+                TxError::Diesel(error) => sqlite::classify(error),
+            })
         }
     }
 }
 
 fn migrate_postgres(url: &str, runtime_role: Option<&str>) -> Result<Vec<String>, StoreError> {
-    let mut connection = PgConnection::establish(url).map_err(unavailable)?;
+    let mut connection = PgConnection::establish(url).map_err(postgres::connect_error)?;
     // Not "chancery/...": a long migration must not look like a node's forgotten transaction. The
     // advisory lock makes one of several migrating processes wait; it ends with the session.
     connection
@@ -152,7 +161,7 @@ fn grants(role: &str) -> String {
 pub fn check(url: &DatabaseUrl) -> Result<(), StoreError> {
     match url {
         DatabaseUrl::Postgres { url } => {
-            let mut connection = PgConnection::establish(url).map_err(unavailable)?;
+            let mut connection = PgConnection::establish(url).map_err(postgres::connect_error)?;
             check_current::<Pg>(&mut connection, &versions::<Pg>(&POSTGRES)?)?;
             if is_of_this_cluster(&mut connection)? {
                 Ok(())
@@ -161,10 +170,7 @@ pub fn check(url: &DatabaseUrl) -> Result<(), StoreError> {
             }
         }
         DatabaseUrl::Sqlite { path } => {
-            let mut connection =
-                SqliteConnection::establish(&path.to_string_lossy()).map_err(unavailable)?;
-            connection.batch_execute("PRAGMA busy_timeout = 10000").map_err(failed)?;
-            check_current::<Sqlite>(&mut connection, &versions::<Sqlite>(&SQLITE)?)
+            check_current(&mut open_sqlite(path)?, &versions::<Sqlite>(&SQLITE)?)
         }
     }
 }
@@ -229,8 +235,12 @@ fn run<DB: diesel::backend::Backend>(
     Ok(applied.iter().map(ToString::to_string).collect())
 }
 
-fn unavailable(error: diesel::ConnectionError) -> StoreError {
-    StoreError::Unavailable(error.to_string())
+/// Waiting does not help here: a file that SQLite cannot open stays so.
+fn open_sqlite(path: &Path) -> Result<SqliteConnection, StoreError> {
+    let mut connection = SqliteConnection::establish(&path.to_string_lossy())
+        .map_err(|error| StoreError::Connect(error.to_string()))?;
+    connection.batch_execute("PRAGMA busy_timeout = 10000").map_err(sqlite::classify)?;
+    Ok(connection)
 }
 
 fn failed(error: diesel::result::Error) -> StoreError {

@@ -189,7 +189,7 @@ const HOPELESS: [&str; 8] = [
     "invalid URI",
 ];
 
-fn connect_error(error: diesel::ConnectionError) -> StoreError {
+pub(super) fn connect_error(error: diesel::ConnectionError) -> StoreError {
     match error {
         ConnectionError::BadConnection(message) => {
             let message = one_line(&message);

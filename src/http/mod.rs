@@ -28,7 +28,12 @@ pub fn bind(address: SocketAddr, store: Arc<dyn Store>, ring: String) -> std::io
             .route("/live", web::get().to(live))
             .route("/ready", web::get().to(ready))
     };
-    Ok(HttpServer::new(app).workers(1).disable_signals().bind(address)?.run())
+    let server = HttpServer::new(app).workers(1).disable_signals().bind(address)?;
+    // Port 0 was the system's to choose.
+    for address in server.addrs() {
+        tracing::info!(%address, "listening");
+    }
+    Ok(server.run())
 }
 
 /// The process runs.

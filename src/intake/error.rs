@@ -15,7 +15,7 @@ pub enum IntakeError {
         fault: LineFault,
     },
     /// Reading failed; nothing after it is read.
-    #[error("line {line}: reading failed: {error}")]
+    #[error("line {line}: reading failed")]
     Read {
         /// The line that was reached; the first line is 1.
         line: u64,

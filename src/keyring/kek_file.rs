@@ -1,15 +1,16 @@
 //! The KEK in a file: one text line, `chancery-kek-v1:` and the 32 bytes in base64url without
 //! padding (RFC 4648, section 5), readable by its owner alone.
 
-use std::fs::{File, OpenOptions, Permissions};
+use std::fs::{File, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
+use tempfile::NamedTempFile;
 use zeroize::Zeroizing;
 
 use super::Kek;
@@ -22,7 +23,7 @@ impl Kek {
     /// [`KekError::Io`], after which no file is left.
     pub fn generate_file(path: &Path) -> Result<Self, KekError> {
         let kek = Self::generate()?;
-        create_private(path, |file| write_durably(file, path, &kek))?;
+        create_private(path, |file| write_durably(file, &kek))?;
         Ok(kek)
     }
 
@@ -41,23 +42,27 @@ impl Kek {
     }
 }
 
+/// Gives the file its name only when it is whole, so that nobody ever reads a part of it.
 fn create_private(
     path: &Path,
     write: impl FnOnce(&File) -> io::Result<()>,
 ) -> Result<(), KekError> {
-    let created = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-    let file = created.map_err(|error| match error.kind() {
+    let io = |error| KekError::io(path, error);
+    let folder = match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    };
+    // Of mode 0600, and gone again unless it is persisted.
+    let file = NamedTempFile::new_in(folder).map_err(io)?;
+    write(file.as_file()).map_err(io)?;
+    file.persist_noclobber(path).map_err(|failure| match failure.error.kind() {
         io::ErrorKind::AlreadyExists => KekError::Exists { path: path.to_owned() },
-        _ => KekError::io(path, error),
+        _ => io(failure.error),
     })?;
-    write(&file).map_err(|error| {
-        // What stands there is ours and worthless; if it cannot go, the first error says more.
-        let _ = std::fs::remove_file(path);
-        KekError::io(path, error)
-    })
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(io)
 }
 
-fn write_durably(mut file: &File, path: &Path, kek: &Kek) -> io::Result<()> {
+fn write_durably(mut file: &File, kek: &Kek) -> io::Result<()> {
     // The process's umask may have taken away the owner's own rights.
     file.set_permissions(Permissions::from_mode(0o600))?;
     let mut text = Zeroizing::new(String::with_capacity(FILE_BYTES));
@@ -65,12 +70,7 @@ fn write_durably(mut file: &File, path: &Path, kek: &Kek) -> io::Result<()> {
     URL_SAFE_NO_PAD.encode_string(kek.as_bytes(), &mut text);
     text.push('\n');
     file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    let folder = match path.parent() {
-        Some(folder) if folder != Path::new("") => folder,
-        _ => Path::new("."),
-    };
-    File::open(folder)?.sync_all()
+    file.sync_all()
 }
 
 fn open_private(path: &Path) -> Result<File, KekError> {
@@ -284,7 +284,7 @@ mod tests {
         });
         assert!(matches!(result, Err(KekError::Io { .. })), "{result:?}");
         assert_eq!(mode & !0o600, 0);
-        assert!(!path.exists());
+        assert_eq!(fs::read_dir(files.0.path()).unwrap().count(), 0);
     }
 
     #[test]

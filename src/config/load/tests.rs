@@ -330,6 +330,8 @@ fn a_variable_is_read_as_a_number_or_a_string_whichever_its_key_takes() {
         ("CHANCERY_LOG__LEVEL", "\"debug\""),
         ("CHANCERY_KEYS__KEK_FILE", "/etc/chancery/kek"),
         ("CHANCERY_CONFIG", "elsewhere.toml"),
+        ("CHANCERY_TEST_PG_BIN", "/usr/lib/postgresql/15/bin"),
+        ("CHANCERY_UID", "1000"),
         ("SOME_OTHER__VARIABLE", "1"),
     ])
     .unwrap();
@@ -407,6 +409,17 @@ fn a_mistake_in_the_environment_names_its_variable() {
             "CHANCERY_LOG__COLOUR",
             "1",
             "unknown configuration key; known are CHANCERY_LOG__FORMAT, CHANCERY_LOG__LEVEL",
+        ),
+        (
+            "CHANCERY_DATABASE_URL",
+            "hunter2",
+            "unknown configuration key; did you mean CHANCERY_DATABASE__URL, with two underscores?",
+        ),
+        (
+            "CHANCERY_SIGNING_MAX_IN_FLIGHT_BYTES",
+            "1",
+            "unknown configuration key; did you mean CHANCERY_SIGNING__MAX_IN_FLIGHT_BYTES, with \
+             two underscores?",
         ),
     ] {
         let error = load_variables(&[(variable, value)]).unwrap_err().to_string();

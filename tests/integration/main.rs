@@ -1,0 +1,25 @@
+//! Drives the built program as its user does: command line, environment, signals, exit codes.
+//!
+//! Each test has a site of its own (database, key-encryption key, folder), so that all of them can
+//! run at once. PostgreSQL servers come from the testkit crate.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test that cannot go on fails, and its message says why"
+)]
+
+#[macro_use]
+mod support;
+
+mod arrivals;
+mod command_line;
+mod configuration;
+mod failures;
+mod import_export;
+mod interruption;
+mod main_job;
+mod many_processes;
+mod outages;
+mod payloads;
+mod sizes;

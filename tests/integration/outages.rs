@@ -1,0 +1,64 @@
+//! A PostgreSQL server that stops, comes back, comes late or never.
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::time::{Duration, Instant};
+
+use testkit::{Postgres, StopMode};
+
+use crate::support::Site;
+use crate::support::judge::judge;
+
+#[test]
+fn a_run_goes_on_after_the_server_was_stopped_and_started_again() {
+    survives_a_stop(StopMode::Fast);
+}
+
+#[test]
+fn a_run_goes_on_after_the_server_crashed_and_was_started_again() {
+    survives_a_stop(StopMode::Immediate);
+}
+
+fn survives_a_stop(mode: StopMode) {
+    let server = Postgres::start().unwrap();
+    // A checkout whose reply was lost comes back when its lease ends.
+    let site = Site::on_server(&server).set("CHANCERY_LEASE__DURATION_S", "2").with(20, 20_000);
+    let run = site.start(&["run", "--batch-size", "20"]);
+    let before = site.wait_for_the_middle(20_000);
+    server.stop(mode).unwrap();
+    run.wait_for_stderr("trying again");
+    server.start_again().unwrap();
+    let ended = run.wait().expect_code(0);
+    ended.expect_stdout("no record of ring default in ");
+    assert!(before > 0);
+    judge(&site, 20_000);
+}
+
+#[test]
+fn a_server_that_comes_up_late_is_waited_for() {
+    let server = Postgres::start().unwrap();
+    let site = Site::on_server(&server).with(2, 100);
+    server.stop(StopMode::Fast).unwrap();
+    let run = site.start(&["run"]);
+    run.wait_for_stderr("waiting for the database");
+    server.start_again().unwrap();
+    run.wait().expect_code(0).expect_stdout("signed 100 records");
+    judge(&site, 100);
+}
+
+#[test]
+fn a_server_that_never_comes_is_given_up_after_the_wait() {
+    // Bound and never accepting is not refused; closed again it is.
+    let port = {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        listener.local_addr().unwrap().port()
+    };
+    let url = format!("postgres://nobody@127.0.0.1:{port}/nothing");
+    let site = Site::sqlite().set("CHANCERY_DATABASE__URL", &url);
+    let site = site.set("CHANCERY_DATABASE__WAIT_S", "1");
+    let begin = Instant::now();
+    let ended = site.run(&["run"]).expect_code(1);
+    let waited = begin.elapsed();
+    ended.expect_stderr("gave up on the database").expect_stderr("after 1 s (database.wait_s)");
+    let bounds = Duration::from_secs(1)..Duration::from_secs(10);
+    assert!(bounds.contains(&waited), "it took {waited:?}");
+}
