@@ -162,7 +162,7 @@ pub trait Store: Send + Sync + 'static {
     /// A change to the status that the key already has changes nothing and returns `false`.
     ///
     /// # Errors
-    /// [`StoreError::NotFound`], or [`StoreError::IllegalChange`].
+    /// [`StoreError::NotFound`], [`StoreError::IllegalChange`], or [`StoreError::KeyInUse`].
     fn change_key(
         &self,
         kid: &Kid,
@@ -638,6 +638,12 @@ pub enum StoreError {
         status: KeyStatus,
         /// The change.
         event: KeyEvent,
+    },
+    /// A key that is in use cannot be destroyed.
+    #[error("key {kid} is in use: disable it, and destroy it when its batch has ended")]
+    KeyInUse {
+        /// The key.
+        kid: Kid,
     },
     /// The schema does not fit this program.
     #[error(transparent)]

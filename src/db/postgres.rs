@@ -96,7 +96,7 @@ impl PgStore {
     }
 
     /// Runs reads that need no transaction around them.
-    fn read<T>(
+    pub(super) fn read<T>(
         &self,
         body: impl FnOnce(&mut PgConnection) -> TxResult<T>,
     ) -> Result<T, StoreError> {

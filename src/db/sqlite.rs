@@ -89,7 +89,7 @@ impl SqliteStore {
 
     /// Runs a writing transaction, again where another process kept the file locked. The one place
     /// that decides about retries on this database.
-    fn run_tx<T>(
+    pub(super) fn run_tx<T>(
         &self,
         mut body: impl FnMut(&mut SqliteConnection) -> TxResult<T>,
     ) -> Result<T, StoreError> {
@@ -109,7 +109,7 @@ impl SqliteStore {
         }
     }
 
-    fn read<T>(
+    pub(super) fn read<T>(
         &self,
         body: impl FnOnce(&mut SqliteConnection) -> TxResult<T>,
     ) -> Result<T, StoreError> {
