@@ -6,12 +6,13 @@ use std::collections::BTreeSet;
 
 use diesel::Connection;
 use diesel::connection::SimpleConnection;
-use diesel::migration::MigrationVersion;
 use diesel::pg::{Pg, PgConnection};
 use diesel::sqlite::{Sqlite, SqliteConnection};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
 use super::StoreError;
+use super::models::{FlagRow, TextRow};
+use super::shared::Session;
 use crate::config::DatabaseUrl;
 
 const POSTGRES: EmbeddedMigrations = embed_migrations!("migrations/postgres");
@@ -60,7 +61,7 @@ pub fn migrate(url: &DatabaseUrl, runtime_role: Option<&str>) -> Result<Vec<Stri
             connection
                 .batch_execute("PRAGMA busy_timeout = 10000; PRAGMA journal_mode = WAL;")
                 .map_err(failed)?;
-            check_not_newer::<Sqlite>(&mut connection, &versions::<Sqlite>(&SQLITE)?)?;
+            check_not_newer(&mut connection, &versions::<Sqlite>(&SQLITE)?)?;
             run::<Sqlite>(&mut connection, SQLITE)
         }
     }
@@ -76,7 +77,7 @@ fn migrate_postgres(url: &str, runtime_role: Option<&str>) -> Result<Vec<String>
              SELECT pg_advisory_lock(hashtext('chancery migrations'))",
         )
         .map_err(failed)?;
-    check_not_newer::<Pg>(&mut connection, &versions::<Pg>(&POSTGRES)?)?;
+    check_not_newer(&mut connection, &versions::<Pg>(&POSTGRES)?)?;
     let applied = run::<Pg>(&mut connection, POSTGRES)?;
     if let Some(role) = runtime_role {
         connection.batch_execute(&grants(role)).map_err(failed)?;
@@ -104,13 +105,13 @@ pub fn check(url: &DatabaseUrl) -> Result<(), StoreError> {
     match url {
         DatabaseUrl::Postgres { url } => {
             let mut connection = PgConnection::establish(url).map_err(unavailable)?;
-            check_current::<Pg>(&mut connection, &versions::<Pg>(&POSTGRES)?)
+            check_current(&mut connection, &versions::<Pg>(&POSTGRES)?)
         }
         DatabaseUrl::Sqlite { path } => {
             let mut connection =
                 SqliteConnection::establish(&path.to_string_lossy()).map_err(unavailable)?;
             connection.batch_execute("PRAGMA busy_timeout = 10000").map_err(failed)?;
-            check_current::<Sqlite>(&mut connection, &versions::<Sqlite>(&SQLITE)?)
+            check_current(&mut connection, &versions::<Sqlite>(&SQLITE)?)
         }
     }
 }
@@ -130,19 +131,22 @@ fn versions<DB: diesel::backend::Backend>(
     Ok(migrations.iter().map(|m| m.name().version().to_string()).collect())
 }
 
-fn applied<DB: diesel::backend::Backend>(
-    connection: &mut impl MigrationHarness<DB>,
-) -> Result<BTreeSet<String>, StoreError> {
-    let versions: Vec<MigrationVersion<'static>> =
-        connection.applied_migrations().map_err(|error| StoreError::Database(error.to_string()))?;
-    Ok(versions.iter().map(ToString::to_string).collect())
+/// The versions that a database has. Reads only: the runtime role may make no table.
+fn applied<S: Session>(session: &mut S) -> Result<BTreeSet<String>, StoreError> {
+    let has_table = session.row::<FlagRow>(S::HAS_VERSIONS, &[]).map_err(failed)?.value;
+    if !has_table {
+        return Ok(BTreeSet::new());
+    }
+    let query = "SELECT version AS value FROM __diesel_schema_migrations";
+    let rows = session.rows::<TextRow>(query, &[]).map_err(failed)?;
+    Ok(rows.into_iter().map(|row| row.value).collect())
 }
 
-fn check_not_newer<DB: diesel::backend::Backend>(
-    connection: &mut impl MigrationHarness<DB>,
+fn check_not_newer<S: Session>(
+    session: &mut S,
     known: &BTreeSet<String>,
 ) -> Result<BTreeSet<String>, StoreError> {
-    let applied = applied(connection)?;
+    let applied = applied(session)?;
     match applied.difference(known).max() {
         Some(found) => Err(SchemaError::Newer {
             found: found.clone(),
@@ -153,11 +157,11 @@ fn check_not_newer<DB: diesel::backend::Backend>(
     }
 }
 
-fn check_current<DB: diesel::backend::Backend>(
-    connection: &mut impl MigrationHarness<DB>,
+fn check_current<S: Session>(
+    session: &mut S,
     known: &BTreeSet<String>,
 ) -> Result<(), StoreError> {
-    let applied = check_not_newer(connection, known)?;
+    let applied = check_not_newer(session, known)?;
     if applied.len() == known.len() {
         return Ok(());
     }

@@ -9,6 +9,7 @@ pub mod migrate;
 mod models;
 mod postgres;
 mod schema;
+mod seen;
 mod shared;
 mod sqlite;
 

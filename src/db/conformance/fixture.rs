@@ -40,8 +40,8 @@ pub(super) trait Fixture: Sync {
     /// The lowest place in the order of records that an insert can have.
     const FIRST_XID: i64;
 
-    /// The bytes of a text `{}`, as an SQL expression.
-    const TEXT_AS_BYTES: &'static str;
+    /// Some payload, as an SQL expression.
+    const PAYLOAD: &'static str;
 
     /// Whether a signature is not the one that [`super::actions::sign`] makes for record
     /// `s.record_id` with key `u.key_id`, as an SQL condition.
@@ -117,6 +117,26 @@ pub(super) struct ValueRow {
     pub(super) value: Option<String>,
 }
 
+/// Runs statements, or loads what `$query` makes of a query.
+macro_rules! run_or_load {
+    ($raw:expr, $sql:expr, $query:expr) => {{
+        let is_query = ["SELECT", "WITH"].iter().any(|word| $sql.trim_start().starts_with(word));
+        let result = if is_query {
+            sql_query($query).load::<ValueRow>($raw)
+        } else {
+            $raw.batch_execute($sql).map(|()| Vec::new())
+        };
+        match result {
+            Ok(rows) => Ok(rows.into_iter().map(|row| row.value.unwrap_or_default()).collect()),
+            Err(error) => {
+                // A transaction that the statements began would stay open.
+                let _ = $raw.batch_execute("ROLLBACK");
+                Err(error.to_string())
+            }
+        }
+    }};
+}
+
 /// A database file in a temporary folder.
 pub(super) struct Sqlite {
     folder: tempfile::TempDir,
@@ -148,7 +168,7 @@ impl Fixture for Sqlite {
     const THREADS: usize = 4;
     const FREE_THE_TICK: &'static str = "DROP TRIGGER rings_guard";
     const FIRST_XID: i64 = 0;
-    const TEXT_AS_BYTES: &'static str = "CAST({} AS BLOB)";
+    const PAYLOAD: &'static str = "x'2a'";
     const LONG_AGO: &'static str = "'2000-01-01T00:00:00.000Z'";
     const SIGNED_OTHERWISE: &'static str =
         "hex(s.signature) <> printf('%016X%016X', s.record_id, u.key_id) || hex(zeroblob(48))";
@@ -159,20 +179,7 @@ impl Fixture for Sqlite {
 
     fn query(&self, sql: &str) -> Result<Vec<String>, String> {
         let mut raw = self.raw.lock().unwrap_or_else(PoisonError::into_inner);
-        if !["SELECT", "WITH"].iter().any(|word| sql.trim_start().starts_with(word)) {
-            return match raw.batch_execute(sql) {
-                Ok(()) => Ok(Vec::new()),
-                Err(error) => {
-                    // A transaction that the statements began would stay open.
-                    let _ = raw.batch_execute("ROLLBACK");
-                    Err(error.to_string())
-                }
-            };
-        }
-        match sql_query(sql).load::<ValueRow>(&mut *raw) {
-            Ok(rows) => Ok(rows.into_iter().map(|row| row.value.unwrap_or_default()).collect()),
-            Err(error) => Err(error.to_string()),
-        }
+        run_or_load!(&mut *raw, sql, sql)
     }
 
     fn settle(&self) {}
@@ -180,6 +187,7 @@ impl Fixture for Sqlite {
 
 /// A database on a PostgreSQL server of the tests' own.
 pub(super) struct Pg {
+    raw: Mutex<PgConnection>,
     pub(super) database: testkit::Database,
     /// Held by a test that keeps transactions open and so would hold back all tests beside it.
     _alone: Option<MutexGuard<'static, ()>>,
@@ -192,8 +200,7 @@ impl Pg {
 
     /// A database without tables.
     pub(super) fn empty() -> Self {
-        let database = testkit::Postgres::shared().create_database().unwrap();
-        Pg { database, _alone: None }
+        Pg::on(testkit::Postgres::shared(), None)
     }
 
     /// A database on a second server, where one test runs at a time: for transactions that stay
@@ -206,9 +213,15 @@ impl Pg {
     }
 
     fn migrated(server: &testkit::Postgres, alone: Option<MutexGuard<'static, ()>>) -> Self {
-        let fixture = Pg { database: server.create_database().unwrap(), _alone: alone };
+        let fixture = Pg::on(server, alone);
         migrate::migrate(&fixture.url(), None).unwrap();
         fixture
+    }
+
+    fn on(server: &testkit::Postgres, alone: Option<MutexGuard<'static, ()>>) -> Self {
+        let database = server.create_database().unwrap();
+        let raw = Mutex::new(PgConnection::establish(&database.url()).unwrap());
+        Pg { raw, database, _alone: alone }
     }
 
     pub(super) fn open_own(&self, node: &str) -> PgStore {
@@ -238,7 +251,7 @@ impl Fixture for Pg {
     const THREADS: usize = 12;
     const FREE_THE_TICK: &'static str = "ALTER TABLE rings DISABLE TRIGGER rings_guard";
     const FIRST_XID: i64 = 3;
-    const TEXT_AS_BYTES: &'static str = "convert_to({}, 'UTF8')";
+    const PAYLOAD: &'static str = "'\\x2a'::BYTEA";
     const LONG_AGO: &'static str = "TIMESTAMPTZ '2000-01-01 00:00:00+00'";
     const SIGNED_OTHERWISE: &'static str =
         "encode(s.signature, 'hex') <> lpad(to_hex(s.record_id), 16, '0')
@@ -249,15 +262,13 @@ impl Fixture for Pg {
     }
 
     fn query(&self, sql: &str) -> Result<Vec<String>, String> {
-        match self.database.sql(sql) {
-            Ok(rows) => Ok(rows.lines().map(str::to_owned).collect()),
-            Err(error) => Err(error.to_string()),
-        }
+        let mut raw = self.raw.lock().unwrap_or_else(PoisonError::into_inner);
+        run_or_load!(&mut *raw, sql, format!("SELECT value::TEXT AS value FROM ({sql}) q"))
     }
 
     fn settle(&self) {
         let mut raw = self.session();
-        let newest = raw.number("SELECT coalesce(max(inserted_xid), -1) AS value FROM records");
+        let newest = raw.number("SELECT pg_current_xact_id()::TEXT::BIGINT AS value");
         wait_for("older transactions to end", || {
             let held_back = raw.number(&format!(
                 "SELECT CASE WHEN {newest} < pg_snapshot_xmin(pg_current_snapshot())::TEXT::BIGINT

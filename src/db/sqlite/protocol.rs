@@ -11,7 +11,7 @@ use crate::db::models::{BatchRow, EdgeRow, NumberRow, RecordRow, RingRow, UseRow
 use crate::db::shared::{self, Bind, Session, TxResult};
 use crate::db::{
     CheckOut, CheckedOut, GiveUp, KeyUse, MakeKeyError, NewKey, ReclaimScope, Reclaimed, Refusal,
-    Ring, Shortage, SignedBatch, StoreError, StoreOutcome, schema::signatures,
+    Ring, SignedBatch, StoreError, StoreOutcome, schema::signatures,
 };
 use crate::types::{
     BatchRange, Fence, KeyEvent, KeyId, Kid, NodeId, Outcome, Position, Record, RecordId, RingId,
@@ -24,7 +24,7 @@ const NOW: &str = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')";
 fn ring_row(store: &SqliteStore, c: &mut SqliteConnection, ring: RingId) -> TxResult<Ring> {
     let query = "SELECT id, name, tick, cursor_xid, cursor_id FROM rings WHERE id = $1";
     let ring = Ring::from(c.row::<RingRow>(query, &[Bind::Int(ring.0)])?);
-    store.check_tick(ring.id, ring.tick)?;
+    store.seen.check(ring.id, ring.tick)?;
     Ok(ring)
 }
 
@@ -48,13 +48,6 @@ pub(super) fn check_out(
 ) -> TxResult<(CheckedOut, Tick)> {
     let ring = ring_row(store, c, request.ring)?;
     let keys = shared::free_keys(c, ring.id, request.max_batches)?;
-    if keys.is_empty() {
-        let has_key = shared::has_active_key(c, ring.id)?;
-        let shortage = if has_key { Shortage::NoFreeKey } else { Shortage::NoActiveKey };
-        let checked_out = CheckedOut { batches: Vec::new(), shortage: Some(shortage) };
-        return Ok((checked_out, ring.tick));
-    }
-
     let mut batches = shared::retry_batches(c, ring.id, keys.len())?;
     for batch in &batches {
         c.run("UPDATE batches SET state = 'open' WHERE id = $1", &[Bind::Int(batch.id.0)])?;
@@ -97,14 +90,7 @@ pub(super) fn check_out(
             ],
         )?;
     }
-    let wanted = usize::try_from(request.max_batches).unwrap_or(usize::MAX);
-    let shortage = if claimed.len() == wanted {
-        None
-    } else if claimed.len() == keys.len() {
-        Some(Shortage::NoFreeKey)
-    } else {
-        Some(Shortage::NoWork)
-    };
+    let shortage = shared::shortage(c, request, keys.len(), claimed.len())?;
     Ok((CheckedOut { batches: claimed, shortage }, tick))
 }
 
@@ -193,14 +179,14 @@ pub(super) fn load_batch(
         .bind::<BigInt, _>(after.id.0);
     let mut records = Vec::new();
     let mut bytes = 0;
-    // Rows come one by one, and no payload behind the end of the slice is read.
+    // Rows come one by one, and of what lies behind the slice only the first payload is read.
     for row in query.load_iter::<RecordRow, diesel::connection::DefaultLoadingMode>(c)? {
         let record = Record::from(row?);
         bytes += record.payload.len();
-        records.push(record);
-        if bytes >= max_bytes {
+        if bytes > max_bytes && !records.is_empty() {
             break;
         }
+        records.push(record);
     }
     Ok(records)
 }
@@ -216,7 +202,7 @@ pub(super) fn store_batches(
     let mut tick = ring_row(store, c, ring)?.tick;
     let mut outcomes = Vec::with_capacity(batches.len());
     for batch in batches {
-        let outcome = match standing(store, c, batch.key_use)? {
+        let outcome = match standing(store, c, ring, batch.key_use)? {
             None => {
                 insert_signatures(c, batch)?;
                 tick = tick.next();
@@ -242,14 +228,14 @@ pub(super) fn store_batches(
 fn standing(
     store: &SqliteStore,
     c: &mut SqliteConnection,
+    ring: RingId,
     key_use: KeyUse,
 ) -> TxResult<Option<Outcome>> {
     let query = format!(
         "SELECT {} FROM key_uses WHERE ring_id = $1 AND fence = $2 AND node = $3",
         shared::use_columns::<SqliteConnection>()
     );
-    let binds =
-        [Bind::Int(key_use.ring.0), Bind::Int(key_use.fence.0.0), Bind::Text(&store.node.0)];
+    let binds = [Bind::Int(ring.0), Bind::Int(key_use.fence.0.0), Bind::Text(&store.node.0)];
     match c.rows::<UseRow>(&query, &binds)?.pop() {
         Some(row) if row.key_use() == key_use => Ok(row.outcome()?),
         // A use that is nowhere was rolled back with the state it belonged to.
@@ -333,7 +319,7 @@ pub(super) fn give_up(
     let mut tick = ring_row(store, c, ring)?.tick;
     let mut outcomes = Vec::with_capacity(uses.len());
     for given_up in uses {
-        let outcome = match standing(store, c, given_up.key_use)? {
+        let outcome = match standing(store, c, ring, given_up.key_use)? {
             None => {
                 tick = tick.next();
                 close_use(c, given_up.key_use, tick, Outcome::Abandoned)?;
@@ -481,12 +467,12 @@ pub(super) fn add_keys(
     if_empty: bool,
     actor: &str,
     make: &mut dyn FnMut(KeyId) -> Result<NewKey, MakeKeyError>,
-) -> TxResult<Vec<KeyId>> {
+) -> TxResult<(Vec<KeyId>, Tick)> {
     let ring = ring_row(store, c, ring)?;
     if if_empty {
         let query = "SELECT count(*) AS value FROM keys WHERE ring_id = $1";
         if c.number(query, &[Bind::Int(ring.id.0)])? > 0 {
-            return Ok(Vec::new());
+            return Ok((Vec::new(), ring.tick));
         }
     }
     let last_id = "SELECT coalesce(max(seq), 0) AS value FROM sqlite_sequence WHERE name = 'keys'";
@@ -513,7 +499,7 @@ pub(super) fn add_keys(
         added.push(KeyId(id));
     }
     set_tick(c, ring.id, tick)?;
-    Ok(added)
+    Ok((added, tick))
 }
 
 pub(super) fn change_key(
@@ -523,19 +509,16 @@ pub(super) fn change_key(
     event: KeyEvent,
     actor: &str,
     reason: Option<&str>,
-) -> TxResult<bool> {
+) -> TxResult<Option<(RingId, Tick)>> {
     let (id, ring, status) = shared::key_state(c, kid)?;
     if !shared::changes(kid, status, event)? {
-        return Ok(false);
+        return Ok(None);
     }
     let tick = ring_row(store, c, ring)?.tick.next();
     insert_event(c, ring, tick, id, event, actor, reason)?;
     set_tick(c, ring, tick)?;
-    c.run(
-        "UPDATE keys SET status = $1, status_reason = $2 WHERE id = $3",
-        &[Bind::Text(event.status().as_str()), Bind::OptionalText(reason), Bind::Int(id)],
-    )?;
-    Ok(true)
+    shared::set_status(c, kid, id, event, reason)?;
+    Ok(Some((ring, tick)))
 }
 
 fn insert_event(
