@@ -195,12 +195,12 @@ pub(super) struct Pg {
 
 impl Pg {
     pub(super) fn new() -> Self {
-        Pg::migrated(testkit::Postgres::shared(), None)
+        Pg::migrated(Pg::shared_server(), None)
     }
 
     /// A database without tables.
     pub(super) fn empty() -> Self {
-        Pg::on(testkit::Postgres::shared(), None)
+        Pg::on(Pg::shared_server(), None)
     }
 
     /// A database on a second server, where one test runs at a time: for transactions that stay
@@ -210,6 +210,17 @@ impl Pg {
         static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
         let alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         Pg::migrated(SERVER.get_or_init(|| testkit::Postgres::start().unwrap()), Some(alone))
+    }
+
+    /// The server of all tests, in haste: it loses nothing while the machine itself stays up.
+    fn shared_server() -> &'static testkit::Postgres {
+        static HASTE: OnceLock<()> = OnceLock::new();
+        let server = testkit::Postgres::shared();
+        HASTE.get_or_init(|| {
+            server.sql("postgres", "ALTER SYSTEM SET fsync = off").unwrap();
+            server.sql("postgres", "SELECT pg_reload_conf()").unwrap();
+        });
+        server
     }
 
     fn migrated(server: &testkit::Postgres, alone: Option<MutexGuard<'static, ()>>) -> Self {

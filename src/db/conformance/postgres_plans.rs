@@ -45,7 +45,7 @@ fn a_store_that_began_on_empty_tables_reads_by_index_when_they_are_full() {
         f.run("DO 'BEGIN PERFORM pg_stat_clear_snapshot(), pg_sleep(0.01); END'");
         (f.number(inserted) == i64::from(RECORDS)).then_some(())
     });
-    let scanned = [scanned("records"), scanned("signatures"), scanned("key_uses")];
+    let scanned = [scanned("records"), scanned("signatures")];
     // One checkout with a bad plan would read all of the table.
     assert!(scanned.iter().all(|rows| *rows < i64::from(RECORDS / 10)), "{scanned:?} in {took:?}");
     assert_signed(&f, &*f.open("b"), RING, RECORDS);
