@@ -157,10 +157,7 @@ fn check_not_newer<S: Session>(
     }
 }
 
-fn check_current<S: Session>(
-    session: &mut S,
-    known: &BTreeSet<String>,
-) -> Result<(), StoreError> {
+fn check_current<S: Session>(session: &mut S, known: &BTreeSet<String>) -> Result<(), StoreError> {
     let applied = check_not_newer(session, known)?;
     if applied.len() == known.len() {
         return Ok(());

@@ -13,8 +13,8 @@ use diesel::pg::PgConnection;
 use diesel::r2d2::{ConnectionManager, CustomizeConnection, Pool, PooledConnection};
 use diesel::result::{ConnectionError, DatabaseErrorKind, Error as DieselError};
 
-use super::seen::SeenTicks;
 use super::models::{BlockerRow, TextRow};
+use super::seen::SeenTicks;
 use super::shared::{self, Bind, Session, TxError, TxResult};
 use super::{
     Batch, BatchKey, Blocker, CheckOut, CheckedOut, GiveUp, Inserted, KekCheck, Key, MakeKeyError,
@@ -389,8 +389,7 @@ impl Store for PgStore {
         actor: &str,
         reason: Option<&str>,
     ) -> Result<bool, StoreError> {
-        let changed =
-            self.run_tx(|c| protocol::change_key(self, c, kid, event, actor, reason))?;
+        let changed = self.run_tx(|c| protocol::change_key(self, c, kid, event, actor, reason))?;
         if let Some((ring, tick)) = changed {
             self.seen.saw(ring, tick);
         }

@@ -14,8 +14,8 @@ use super::models::{
     NumberRow, PositionRow, RemainingRow, RingRow, SealedRow, SignedRow, StateRow, TextRow, UseRow,
 };
 use super::{
-    Batch, BatchKey, CheckOut, KekCheck, Key, Membership, OpenUse, Progress, Remaining, Ring, SealedKeyRow,
-    Shortage, SignedRecord, StoreError,
+    Batch, BatchKey, CheckOut, KekCheck, Key, Membership, OpenUse, Progress, Remaining, Ring,
+    SealedKeyRow, Shortage, SignedRecord, StoreError,
 };
 use crate::ledger::Event;
 use crate::types::{

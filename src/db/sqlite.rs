@@ -20,8 +20,8 @@ use diesel::sqlite::SqliteConnection;
 
 pub use lock::{HeldSigningLock, SigningLock};
 
-use super::seen::SeenTicks;
 use super::models::TextRow;
+use super::seen::SeenTicks;
 use super::shared::{self, Session, TxError, TxResult};
 use super::{
     Batch, BatchKey, Blocker, CheckOut, CheckedOut, GiveUp, Inserted, KekCheck, Key, MakeKeyError,
@@ -279,8 +279,7 @@ impl Store for SqliteStore {
         actor: &str,
         reason: Option<&str>,
     ) -> Result<bool, StoreError> {
-        let changed =
-            self.run_tx(|c| protocol::change_key(self, c, kid, event, actor, reason))?;
+        let changed = self.run_tx(|c| protocol::change_key(self, c, kid, event, actor, reason))?;
         if let Some((ring, tick)) = changed {
             self.seen.saw(ring, tick);
         }

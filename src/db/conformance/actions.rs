@@ -35,8 +35,7 @@ pub(super) fn new_key(id: KeyId) -> NewKey {
 
 pub(super) fn add_keys(store: &dyn Store, ring: RingId, count: u32) -> Vec<KeyId> {
     store.add_kek(&KekCheck { kek_id: "kek".to_owned(), check_value: vec![2; 32] }).unwrap();
-    let added =
-        store.add_keys(ring, count, false, "test", &mut |id| Ok(new_key(id))).unwrap();
+    let added = store.add_keys(ring, count, false, "test", &mut |id| Ok(new_key(id))).unwrap();
     assert_eq!(added.len(), count as usize);
     added
 }

@@ -84,7 +84,11 @@ fn a_key_has_at_most_one_open_use<F: Fixture>(f: &F) {
     let store = f.open("a");
     let scene = Scene::set(f, &*store);
     let statement = open_use::<F>(1000, scene.retry.key_use.batch.0, scene.open.key_use.key.0);
-    refuses(f, &statement, &["key_uses_one_open_per_key", "UNIQUE constraint failed: key_uses.key_id"]);
+    refuses(
+        f,
+        &statement,
+        &["key_uses_one_open_per_key", "UNIQUE constraint failed: key_uses.key_id"],
+    );
     scene.is_unharmed(f, &*store);
 }
 
@@ -114,8 +118,7 @@ fn a_batch_has_at_most_one_open_and_one_stored_use<F: Fixture>(f: &F) {
     let scene = Scene::set(f, &*store);
     let free_key = scene.retry.key_use.key.0;
     let statement = open_use::<F>(1000, scene.open.key_use.batch.0, free_key);
-    let one_open =
-        ["key_uses_one_open_per_batch", "UNIQUE constraint failed: key_uses.batch_id"];
+    let one_open = ["key_uses_one_open_per_batch", "UNIQUE constraint failed: key_uses.batch_id"];
     refuses(f, &statement, &one_open);
     let statement = format!(
         "BEGIN; {};
@@ -150,7 +153,8 @@ fn a_record_stays_as_it_is_and_only_its_place_rises<F: Fixture>(f: &F) {
         "ring_id = ring_id + 1",
         "payload = (SELECT payload FROM records ORDER BY id DESC LIMIT 1)",
     ] {
-        let statement = format!("UPDATE records SET {change} WHERE id = (SELECT min(id) FROM records)");
+        let statement =
+            format!("UPDATE records SET {change} WHERE id = (SELECT min(id) FROM records)");
         refuses(f, &statement, &["id, ring_id and payload never change"]);
     }
     refuses(f, "UPDATE records SET inserted_xid = inserted_xid - 1", &["inserted_xid only rises"]);
@@ -168,7 +172,11 @@ fn a_range_and_a_stored_batch_never_change<F: Fixture>(f: &F) {
     let reason = ["range never changes, and a stored batch not at all"];
     refuses(f, "DELETE FROM batches", &["its rows are never changed or removed"]);
     for column in ["id", "ring_id", "low_xid", "low_id", "high_xid", "high_id", "record_count"] {
-        refuses(f, &format!("UPDATE batches SET {column} = {column} + 1 WHERE id = {open}"), &reason);
+        refuses(
+            f,
+            &format!("UPDATE batches SET {column} = {column} + 1 WHERE id = {open}"),
+            &reason,
+        );
     }
     for change in ["state = 'retry', stored_at = NULL", "attempts = 3", "failure = 'x'"] {
         refuses(f, &format!("UPDATE batches SET {change} WHERE id = {stored}"), &reason);
@@ -182,8 +190,16 @@ fn a_closed_use_and_the_origin_of_an_open_one_never_change<F: Fixture>(f: &F) {
     refuses(f, "DELETE FROM key_uses", &["its rows are never changed or removed"]);
     let closed = ["a closed use never changes"];
     for use_ in [scene.stored.key_use, scene.retry.key_use] {
-        for change in ["outcome = 'stored'", "end_tick = end_tick + 1", "end_tick = NULL, ended_at = NULL, outcome = NULL"] {
-            refuses(f, &format!("UPDATE key_uses SET {change} WHERE fence = {}", use_.fence), &closed);
+        for change in [
+            "outcome = 'stored'",
+            "end_tick = end_tick + 1",
+            "end_tick = NULL, ended_at = NULL, outcome = NULL",
+        ] {
+            refuses(
+                f,
+                &format!("UPDATE key_uses SET {change} WHERE fence = {}", use_.fence),
+                &closed,
+            );
         }
     }
     let origin = ["only its lease and its end may change", "only lease and end"];
@@ -191,7 +207,8 @@ fn a_closed_use_and_the_origin_of_an_open_one_never_change<F: Fixture>(f: &F) {
         let fence = scene.open.key_use.fence;
         refuses(f, &format!("UPDATE key_uses SET {change} WHERE fence = {fence}"), &origin);
     }
-    let half = format!("UPDATE key_uses SET end_tick = 1000 WHERE fence = {}", scene.open.key_use.fence);
+    let half =
+        format!("UPDATE key_uses SET end_tick = 1000 WHERE fence = {}", scene.open.key_use.fence);
     refuses(f, &half, &["check constraint", "CHECK constraint"]);
     scene.is_unharmed(f, &*store);
 }
@@ -199,8 +216,14 @@ fn a_closed_use_and_the_origin_of_an_open_one_never_change<F: Fixture>(f: &F) {
 fn a_ring_never_goes_back<F: Fixture>(f: &F) {
     let store = f.open("a");
     let scene = Scene::set(f, &*store);
-    for change in ["id = 7", "tick = tick - 1", "cursor_id = cursor_id - 1", "cursor_xid = cursor_xid - 1"] {
-        refuses(f, &format!("UPDATE rings SET {change}"), &["id never changes, tick and cursor only rise"]);
+    for change in
+        ["id = 7", "tick = tick - 1", "cursor_id = cursor_id - 1", "cursor_xid = cursor_xid - 1"]
+    {
+        refuses(
+            f,
+            &format!("UPDATE rings SET {change}"),
+            &["id never changes, tick and cursor only rise"],
+        );
     }
     scene.is_unharmed(f, &*store);
 }
@@ -211,7 +234,11 @@ fn only_words_of_the_closed_lists_are_taken<F: Fixture>(f: &F) {
     let check = ["check constraint", "CHECK constraint"];
     refuses(f, "UPDATE keys SET status = 'lost'", &check);
     refuses(f, "UPDATE keys SET algorithm = 'RSA'", &check);
-    refuses(f, &format!("UPDATE batches SET state = 'lost' WHERE id = {}", scene.open.key_use.batch), &check);
+    refuses(
+        f,
+        &format!("UPDATE batches SET state = 'lost' WHERE id = {}", scene.open.key_use.batch),
+        &check,
+    );
     let outcome = format!(
         "UPDATE key_uses SET end_tick = 1000, ended_at = {}, outcome = 'lost' WHERE fence = {}",
         F::LONG_AGO,
@@ -230,7 +257,11 @@ fn malformed_rows_are_refused<F: Fixture>(f: &F) {
     refuses(f, "UPDATE keys SET status = 'destroyed'", &check);
     refuses(f, "UPDATE keys SET public_key = sealed_private_key", &check);
     refuses(f, "INSERT INTO signatures SELECT 9, 1, public_key FROM keys WHERE id = 1", &check);
-    refuses(f, "INSERT INTO records (ring_id, external_id, payload) SELECT 1, '', payload FROM records WHERE id = 1", &check);
+    refuses(
+        f,
+        "INSERT INTO records (ring_id, external_id, payload) SELECT 1, '', payload FROM records WHERE id = 1",
+        &check,
+    );
     let open = scene.open.key_use.batch;
     refuses(f, &format!("UPDATE batches SET state = 'stored' WHERE id = {open}"), &check);
     refuses(f, &format!("UPDATE batches SET state = 'quarantined' WHERE id = {open}"), &check);

@@ -92,7 +92,8 @@ fn signed_records_come_in_pages_bounded_in_bytes<F: Fixture>(f: &F) {
     }
     // The batch that it names is the one the table has.
     for signed in store.signed_records(None, usize::MAX).unwrap() {
-        let query = format!("SELECT batch_id AS value FROM signatures WHERE record_id = {}", signed.record);
+        let query =
+            format!("SELECT batch_id AS value FROM signatures WHERE record_id = {}", signed.record);
         assert_eq!(f.number(&query), signed.batch.0);
     }
     assert_signed(f, &*store, RING, 8);

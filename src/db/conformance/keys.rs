@@ -83,14 +83,53 @@ fn a_key_that_cannot_be_made_leaves_nothing_behind<F: Fixture>(f: &F) {
     assert_lawful(f, &*store);
 }
 
+/// What each event does: a change, nothing, or a refusal.
+type Ways = [(KeyEvent, Option<bool>); 5];
+
 fn a_key_s_status_changes_as_its_life_allows<F: Fixture>(f: &F) {
     use KeyEvent::{Added, Destroyed, Disabled, Enabled, Retired};
     let store = f.open("a");
-    let ways: [(&[KeyEvent], [(KeyEvent, Option<bool>); 5]); 4] = [
-        (&[], [(Added, Some(false)), (Enabled, Some(false)), (Disabled, Some(true)), (Retired, Some(true)), (Destroyed, Some(true))]),
-        (&[Disabled], [(Added, None), (Enabled, Some(true)), (Disabled, Some(false)), (Retired, Some(true)), (Destroyed, Some(true))]),
-        (&[Retired], [(Added, None), (Enabled, None), (Disabled, None), (Retired, Some(false)), (Destroyed, Some(true))]),
-        (&[Destroyed], [(Added, None), (Enabled, None), (Disabled, None), (Retired, None), (Destroyed, Some(false))]),
+    let ways: [(&[KeyEvent], Ways); 4] = [
+        (
+            &[],
+            [
+                (Added, Some(false)),
+                (Enabled, Some(false)),
+                (Disabled, Some(true)),
+                (Retired, Some(true)),
+                (Destroyed, Some(true)),
+            ],
+        ),
+        (
+            &[Disabled],
+            [
+                (Added, None),
+                (Enabled, Some(true)),
+                (Disabled, Some(false)),
+                (Retired, Some(true)),
+                (Destroyed, Some(true)),
+            ],
+        ),
+        (
+            &[Retired],
+            [
+                (Added, None),
+                (Enabled, None),
+                (Disabled, None),
+                (Retired, Some(false)),
+                (Destroyed, Some(true)),
+            ],
+        ),
+        (
+            &[Destroyed],
+            [
+                (Added, None),
+                (Enabled, None),
+                (Disabled, None),
+                (Retired, None),
+                (Destroyed, Some(false)),
+            ],
+        ),
     ];
     let mut changes = 0;
     for (before, results) in ways {
@@ -210,6 +249,6 @@ fn a_kek_s_check_value_is_remembered_once<F: Fixture>(f: &F) {
     checks.sort_by(|a, b| a.kek_id.cmp(&b.kek_id));
     assert_eq!(checks, [check("first", 1), check("second", 2)]);
     let id = store.database_id().unwrap();
-    assert_eq!(f.rows("SELECT database_id AS value FROM database_identity"), [id.clone()]);
+    assert_eq!(f.rows("SELECT database_id AS value FROM database_identity"), [id.as_str()]);
     assert!(id.len() >= 32, "{id}");
 }

@@ -197,7 +197,10 @@ fn who_holds_the_signing_lock_of_sqlite_reclaims_what_no_clock_has_ended() {
     let lost = check_out(&*dead, RING, 2, 2).batches;
     assert!(store.reclaim(RING, ReclaimScope::Expired).unwrap().uses.is_empty());
     let reclaimed = store.reclaim(RING, ReclaimScope::All).unwrap();
-    assert_eq!(reclaimed.uses.iter().map(|(u, _)| *u).collect::<Vec<_>>(), [lost[0].key_use, lost[1].key_use]);
+    assert_eq!(
+        reclaimed.uses.iter().map(|(u, _)| *u).collect::<Vec<_>>(),
+        [lost[0].key_use, lost[1].key_use]
+    );
     assert_eq!(sign_and_store(&*dead, &lost[0]), StoreOutcome::Fenced(Outcome::Reclaimed));
     sign_all(&f, &*store, RING, 2);
     assert_signed(&f, &*store, RING, 4);

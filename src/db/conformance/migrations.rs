@@ -125,7 +125,8 @@ fn both_databases_have_the_same_versions_tables_columns_and_indexes() {
     assert!(columns.len() > 60, "{columns:?}");
     assert_eq!(set(columns), set(postgres_columns));
 
-    let indexes = sqlite.rows("SELECT name AS value FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL");
+    let indexes = sqlite
+        .rows("SELECT name AS value FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL");
     let postgres_indexes = postgres.rows(
         "SELECT i.indexname AS value FROM pg_indexes i WHERE i.schemaname = 'public'
          AND NOT EXISTS (SELECT 1 FROM pg_constraint c WHERE c.conname = i.indexname)",
@@ -190,7 +191,8 @@ fn a_database_that_is_not_there_is_told_apart_from_one_that_is_down() {
     let f = Pg::new();
     let options = super::fixture::options("a");
     let missing = f.database.server().url("no_such_database");
-    let error = open(&crate::config::DatabaseUrl::Postgres { url: missing }, &options).err().unwrap();
+    let error =
+        open(&crate::config::DatabaseUrl::Postgres { url: missing }, &options).err().unwrap();
     assert!(matches!(error, StoreError::Connect(_)), "{error:?}");
     assert!(!error.is_retryable());
 

@@ -94,7 +94,8 @@ fn a_store_whose_commit_s_reply_is_lost_on_the_way_is_settled_by_repeating_it() 
 
     // A checkout whose reply is lost leaves uses that nobody knows of: their leases end them.
     proxy.armed.store(true, Ordering::SeqCst);
-    let request = crate::db::CheckOut { ring: RING, max_batches: 1, batch_size: super::actions::size(5) };
+    let request =
+        crate::db::CheckOut { ring: RING, max_batches: 1, batch_size: super::actions::size(5) };
     let error = store.check_out(&request).unwrap_err();
     assert!(matches!(error, StoreError::Unavailable(_)), "{error:?}");
     assert_eq!(store.open_uses().unwrap().len(), 1);

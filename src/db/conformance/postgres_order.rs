@@ -26,7 +26,10 @@ fn a_record_with_a_lower_id_than_the_cursor_that_commits_later_is_signed() {
     f.settle();
     assert!(store.has_work(RING).unwrap());
     assert_eq!(sign_and_store(&*store, &check_out_one(&*store, RING, 5)), StoreOutcome::Stored);
-    assert_eq!(f.number(&format!("SELECT count(*) AS value FROM signatures WHERE record_id = {id}")), 1);
+    assert_eq!(
+        f.number(&format!("SELECT count(*) AS value FROM signatures WHERE record_id = {id}")),
+        1
+    );
     assert_eq!(store.remaining(RING).unwrap().behind_cursor, 0, "no sweep was needed");
     assert_signed(&f, &*store, RING, 11);
 }
@@ -106,8 +109,10 @@ fn a_dump_s_offset_keeps_new_records_behind_the_old_ones() {
     f.settle();
     sign_all(&f, &*store, RING, 5);
     let cursor = store.ring("default").unwrap().cursor;
-    f.run("CREATE OR REPLACE FUNCTION chancery_xid_offset() RETURNS BIGINT
-           LANGUAGE sql IMMUTABLE PARALLEL SAFE RETURN 1000000000::BIGINT");
+    f.run(
+        "CREATE OR REPLACE FUNCTION chancery_xid_offset() RETURNS BIGINT
+           LANGUAGE sql IMMUTABLE PARALLEL SAFE RETURN 1000000000::BIGINT",
+    );
     let store = f.open("b");
     store.insert_records(RING, &numbered(5, 9)).unwrap();
     f.run(INSERT);

@@ -40,7 +40,8 @@ fn a_store_that_began_on_empty_tables_reads_by_index_when_they_are_full() {
             "SELECT seq_tup_read AS value FROM pg_stat_user_tables WHERE relname = '{table}'"
         ))
     };
-    let inserted = "SELECT n_tup_ins AS value FROM pg_stat_user_tables WHERE relname = 'signatures'";
+    let inserted =
+        "SELECT n_tup_ins AS value FROM pg_stat_user_tables WHERE relname = 'signatures'";
     wait_for("the session's counts", || {
         f.run("DO 'BEGIN PERFORM pg_stat_clear_snapshot(), pg_sleep(0.01); END'");
         (f.number(inserted) == i64::from(RECORDS)).then_some(())

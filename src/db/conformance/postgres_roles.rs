@@ -72,7 +72,10 @@ fn the_runtime_role_can_change_or_remove_nothing_that_was_signed() {
             format!("ALTER TABLE {table} DISABLE TRIGGER ALL"),
             format!("DROP TABLE {table}"),
         ] {
-            let statement = statement.replace("ctid = ctid", if table == "signatures" { "batch_id = 1" } else { "actor = 'x'" });
+            let statement = statement.replace(
+                "ctid = ctid",
+                if table == "signatures" { "batch_id = 1" } else { "actor = 'x'" },
+            );
             let message = f.refused(&format!("SET ROLE \"{role}\"; {statement}"));
             assert!(
                 message.contains("permission denied") || message.contains("must be owner"),

@@ -79,7 +79,9 @@ fn a_node_frozen_in_a_transaction_with_the_ring_s_lock_is_ended_by_a_reclaim() {
     insert(&f, &*store, RING, 4);
     let mut frozen = f.session();
     // No timeout of its own ends it, and a statement that runs is not even idle.
-    frozen.run("SET application_name = 'chancery/frozen'; BEGIN; SELECT 1 FROM rings FOR NO KEY UPDATE");
+    frozen.run(
+        "SET application_name = 'chancery/frozen'; BEGIN; SELECT 1 FROM rings FOR NO KEY UPDATE",
+    );
     let mut bystander = f.session();
     bystander.run("SET application_name = 'a report'; BEGIN; SELECT pg_current_xact_id()");
     let mut young = f.session();
@@ -110,10 +112,7 @@ fn a_session_limits_itself_below_the_lease_and_says_whose_it_is() {
     let f = Pg::new();
     let store = f.open_own("node-7");
     f.run("ALTER ROLE postgres SET default_transaction_isolation = 'serializable'");
-    f.run(&format!(
-        "ALTER DATABASE {} SET synchronous_commit = off",
-        f.database.name()
-    ));
+    f.run(&format!("ALTER DATABASE {} SET synchronous_commit = off", f.database.name()));
     let settings = store
         .read(|c| {
             Ok(c.rows::<ValueRow>(

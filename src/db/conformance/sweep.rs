@@ -81,8 +81,7 @@ fn many_strays_are_swept_without_disturbing_what_comes_after<F: Fixture>(f: &F) 
 }
 
 fn what_is_in_hand_or_in_quarantine_is_no_stray<F: Fixture>(f: &F) {
-    let store =
-        f.open_with(&StoreOptions { max_attempts: 1, ..super::fixture::options("a") });
+    let store = f.open_with(&StoreOptions { max_attempts: 1, ..super::fixture::options("a") });
     add_keys(&*store, RING, 4);
     insert(f, &*store, RING, 12);
     let batches = check_out(&*store, RING, 3, 3).batches;
