@@ -216,7 +216,7 @@ impl Sizes {
         let signers = signing.signers.resolve(cores);
         // Enough records for every stage to have work while the others do theirs.
         let batch_size = signing.batch_size.records() as usize;
-        let suggested = 16_384_usize.div_ceil(batch_size).clamp(4 * signers, 256);
+        let suggested = 16_384_usize.div_ceil(batch_size).min(256).max(4 * signers);
         let max_in_flight = signing.max_in_flight.resolve(suggested);
         let slice_bytes = signing.slice_bytes.min(signing.max_in_flight_bytes);
         Sizes {

@@ -15,4 +15,6 @@ CREATE ROLE chancery LOGIN PASSWORD :'runtime_password';
 CREATE DATABASE chancery OWNER chancery_owner ENCODING 'UTF8' TEMPLATE template0;
 REVOKE CONNECT ON DATABASE chancery FROM PUBLIC;
 GRANT CONNECT ON DATABASE chancery TO chancery;
+-- So that `status` and the log can name a transaction of another role that holds signing back.
+GRANT pg_read_all_stats TO chancery;
 SQL

@@ -31,13 +31,13 @@ pub(super) enum Keys {
     /// Let disabled keys sign again
     Enable {
         /// Key ids, or beginnings of them that fit one key only
-        #[arg(required = true, value_name = "KID")]
+        #[arg(required = true, value_name = "KID", allow_hyphen_values = true)]
         kids: Vec<String>,
     },
     /// Keep keys from signing; a use that is under way ends as usual
     Disable {
         /// Key ids, or beginnings of them that fit one key only
-        #[arg(required = true, value_name = "KID")]
+        #[arg(required = true, value_name = "KID", allow_hyphen_values = true)]
         kids: Vec<String>,
         /// Why; it is kept with the key
         #[arg(long, value_name = "TEXT")]
@@ -49,7 +49,7 @@ pub(super) enum Keys {
         #[arg(long, value_enum, default_value_t = ExportFormat::Jwks)]
         format: ExportFormat,
         /// Only this key
-        #[arg(long, value_name = "KID")]
+        #[arg(long, value_name = "KID", allow_hyphen_values = true)]
         kid: Option<String>,
     },
 }

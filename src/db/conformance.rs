@@ -1,1 +1,49 @@
+//! One suite over [`Store`](super::Store), run on SQLite and on PostgreSQL.
+//!
+//! A test is a function over a [`Fixture`](fixture::Fixture), a fresh database with any number of
+//! stores on it, and `on_both!` makes it two tests. What only one database has (transactions side
+//! by side, roles, sessions) stands in the modules named after it. Tests act through the trait and
+//! are judged by [`judge::assert_lawful`], which asks the tables in SQL of its own.
 
+mod actions;
+mod fixture;
+mod judge;
+
+mod check_out;
+mod concurrency;
+mod constraints;
+mod inspection;
+mod intake;
+mod keys;
+mod leases;
+mod load;
+mod migrations;
+mod postgres_commits;
+mod postgres_order;
+mod postgres_plans;
+mod postgres_roles;
+mod postgres_sessions;
+mod rollback;
+mod sqlite_only;
+mod store;
+mod sweep;
+
+/// Makes each of the functions over a `Fixture` a test of either database.
+macro_rules! on_both {
+    ($($test:ident),+ $(,)?) => {
+        mod sqlite {
+            $(#[test]
+            fn $test() {
+                super::$test(&crate::db::conformance::fixture::Sqlite::new());
+            })+
+        }
+
+        mod postgres {
+            $(#[test]
+            fn $test() {
+                super::$test(&crate::db::conformance::fixture::Pg::new());
+            })+
+        }
+    };
+}
+use on_both;

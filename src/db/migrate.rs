@@ -7,12 +7,11 @@ use std::path::Path;
 
 use diesel::Connection;
 use diesel::connection::SimpleConnection;
-use diesel::migration::MigrationVersion;
 use diesel::pg::{Pg, PgConnection};
 use diesel::sqlite::{Sqlite, SqliteConnection};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
-use super::models::FlagRow;
+use super::models::{FlagRow, TextRow};
 use super::shared::{Session, TxError, TxResult};
 use super::{StoreError, postgres, sqlite};
 use crate::config::DatabaseUrl;
@@ -73,7 +72,7 @@ pub fn migrate(url: &DatabaseUrl, runtime_role: Option<&str>) -> Result<Vec<Stri
             }
             // Another process may be at it just now: who comes second looks again.
             let applied = connection.immediate_transaction(|connection| -> TxResult<_> {
-                check_not_newer::<Sqlite>(connection, &known)?;
+                check_not_newer(connection, &known)?;
                 Ok(run::<Sqlite>(connection, SQLITE)?)
             });
             applied.map_err(|error| match error {
@@ -94,7 +93,7 @@ fn migrate_postgres(url: &str, runtime_role: Option<&str>) -> Result<Vec<String>
              SELECT pg_advisory_lock(hashtext('chancery migrations'))",
         )
         .map_err(failed)?;
-    check_not_newer::<Pg>(&mut connection, &versions::<Pg>(&POSTGRES)?)?;
+    check_not_newer(&mut connection, &versions::<Pg>(&POSTGRES)?)?;
     let applied = run::<Pg>(&mut connection, POSTGRES)?;
     if !is_of_this_cluster(&mut connection)? {
         let offset = shift_transaction_ids(&mut connection)?;
@@ -162,7 +161,7 @@ pub fn check(url: &DatabaseUrl) -> Result<(), StoreError> {
     match url {
         DatabaseUrl::Postgres { url } => {
             let mut connection = PgConnection::establish(url).map_err(postgres::connect_error)?;
-            check_current::<Pg>(&mut connection, &versions::<Pg>(&POSTGRES)?)?;
+            check_current(&mut connection, &versions::<Pg>(&POSTGRES)?)?;
             if is_of_this_cluster(&mut connection)? {
                 Ok(())
             } else {
@@ -190,19 +189,22 @@ fn versions<DB: diesel::backend::Backend>(
     Ok(migrations.iter().map(|m| m.name().version().to_string()).collect())
 }
 
-fn applied<DB: diesel::backend::Backend>(
-    connection: &mut impl MigrationHarness<DB>,
-) -> Result<BTreeSet<String>, StoreError> {
-    let versions: Vec<MigrationVersion<'static>> =
-        connection.applied_migrations().map_err(|error| StoreError::Database(error.to_string()))?;
-    Ok(versions.iter().map(ToString::to_string).collect())
+/// The versions that a database has. Reads only: the runtime role may make no table.
+fn applied<S: Session>(session: &mut S) -> Result<BTreeSet<String>, StoreError> {
+    let has_table = session.row::<FlagRow>(S::HAS_VERSIONS, &[]).map_err(failed)?.value;
+    if !has_table {
+        return Ok(BTreeSet::new());
+    }
+    let query = "SELECT version AS value FROM __diesel_schema_migrations";
+    let rows = session.rows::<TextRow>(query, &[]).map_err(failed)?;
+    Ok(rows.into_iter().map(|row| row.value).collect())
 }
 
-fn check_not_newer<DB: diesel::backend::Backend>(
-    connection: &mut impl MigrationHarness<DB>,
+fn check_not_newer<S: Session>(
+    session: &mut S,
     known: &BTreeSet<String>,
 ) -> Result<BTreeSet<String>, StoreError> {
-    let applied = applied(connection)?;
+    let applied = applied(session)?;
     match applied.difference(known).max() {
         Some(found) => Err(SchemaError::Newer {
             found: found.clone(),
@@ -213,11 +215,8 @@ fn check_not_newer<DB: diesel::backend::Backend>(
     }
 }
 
-fn check_current<DB: diesel::backend::Backend>(
-    connection: &mut impl MigrationHarness<DB>,
-    known: &BTreeSet<String>,
-) -> Result<(), StoreError> {
-    let applied = check_not_newer(connection, known)?;
+fn check_current<S: Session>(session: &mut S, known: &BTreeSet<String>) -> Result<(), StoreError> {
+    let applied = check_not_newer(session, known)?;
     if applied.len() == known.len() {
         return Ok(());
     }

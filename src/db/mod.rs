@@ -9,6 +9,7 @@ pub mod migrate;
 mod models;
 mod postgres;
 mod schema;
+mod seen;
 mod shared;
 mod sqlite;
 
@@ -162,7 +163,7 @@ pub trait Store: Send + Sync + 'static {
     /// A change to the status that the key already has changes nothing and returns `false`.
     ///
     /// # Errors
-    /// [`StoreError::NotFound`], or [`StoreError::IllegalChange`].
+    /// [`StoreError::NotFound`], [`StoreError::IllegalChange`], or [`StoreError::KeyInUse`].
     fn change_key(
         &self,
         kid: &Kid,
@@ -344,7 +345,7 @@ pub struct Progress {
     pub signed_records: u64,
     /// Records in quarantined batches.
     pub quarantined_records: u64,
-    /// Distinct keys of the stored batches' uses are not counted here; see [`Store::keys`].
+    /// The ring's clock.
     pub tick: i64,
 }
 
@@ -638,6 +639,12 @@ pub enum StoreError {
         status: KeyStatus,
         /// The change.
         event: KeyEvent,
+    },
+    /// A key that is in use cannot be destroyed.
+    #[error("key {kid} is in use: disable it, and destroy it when its batch has ended")]
+    KeyInUse {
+        /// The key.
+        kid: Kid,
     },
     /// The schema does not fit this program.
     #[error(transparent)]

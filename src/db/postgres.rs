@@ -5,8 +5,6 @@
 mod intake;
 mod protocol;
 
-use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use diesel::Connection;
@@ -16,6 +14,7 @@ use diesel::r2d2::{ConnectionManager, CustomizeConnection, Pool, PooledConnectio
 use diesel::result::{ConnectionError, DatabaseErrorKind, Error as DieselError};
 
 use super::models::{BlockerRow, TextRow};
+use super::seen::SeenTicks;
 use super::shared::{self, Bind, Session, TxError, TxResult};
 use super::{
     Batch, BatchKey, Blocker, CheckOut, CheckedOut, GiveUp, Inserted, KekCheck, Key, MakeKeyError,
@@ -38,8 +37,7 @@ pub struct PgStore {
     node: NodeId,
     lease: Duration,
     max_attempts: i32,
-    /// The highest tick of each ring that this node has seen in a committed state.
-    seen: Mutex<HashMap<RingId, Tick>>,
+    seen: SeenTicks,
 }
 
 impl PgStore {
@@ -65,7 +63,7 @@ impl PgStore {
             node: options.node.clone(),
             lease: options.lease,
             max_attempts: i32::try_from(options.max_attempts).unwrap_or(i32::MAX),
-            seen: Mutex::new(HashMap::new()),
+            seen: SeenTicks::default(),
         })
     }
 
@@ -96,7 +94,7 @@ impl PgStore {
     }
 
     /// Runs reads that need no transaction around them.
-    fn read<T>(
+    pub(super) fn read<T>(
         &self,
         body: impl FnOnce(&mut PgConnection) -> TxResult<T>,
     ) -> Result<T, StoreError> {
@@ -105,22 +103,6 @@ impl PgStore {
             TxError::Store(error) => error,
             TxError::Diesel(error) => classify(error),
         })
-    }
-
-    /// The rollback guard: refuses a tick lower than one seen committed.
-    fn check_tick(&self, ring: RingId, now: Tick) -> Result<(), StoreError> {
-        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        match seen.get(&ring) {
-            Some(&seen) if now < seen => Err(StoreError::RolledBack { ring, seen, now }),
-            _ => Ok(()),
-        }
-    }
-
-    /// Remembers a tick that has been committed.
-    fn saw_tick(&self, ring: RingId, tick: Tick) {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let highest = seen.entry(ring).or_insert(tick);
-        *highest = tick.max(*highest);
     }
 }
 
@@ -264,7 +246,7 @@ const CURRENT_XID: &str = "pg_current_xact_id()::TEXT::BIGINT + chancery_xid_off
 impl Store for PgStore {
     fn check_out(&self, request: &CheckOut) -> Result<CheckedOut, StoreError> {
         let (checked_out, tick) = self.run_tx(|c| protocol::check_out(self, c, request))?;
-        self.saw_tick(request.ring, tick);
+        self.seen.saw(request.ring, tick);
         Ok(checked_out)
     }
 
@@ -285,7 +267,7 @@ impl Store for PgStore {
     ) -> Result<Vec<StoreOutcome>, StoreError> {
         let (outcomes, tick) = self.run_tx(|c| protocol::store_batches(self, c, ring, batches))?;
         if let Some(tick) = tick {
-            self.saw_tick(ring, tick);
+            self.seen.saw(ring, tick);
         }
         Ok(outcomes)
     }
@@ -297,7 +279,7 @@ impl Store for PgStore {
     fn give_up(&self, ring: RingId, uses: &[GiveUp]) -> Result<Vec<Outcome>, StoreError> {
         let (outcomes, tick) = self.run_tx(|c| protocol::give_up(self, c, ring, uses))?;
         if let Some(tick) = tick {
-            self.saw_tick(ring, tick);
+            self.seen.saw(ring, tick);
         }
         Ok(outcomes)
     }
@@ -305,7 +287,7 @@ impl Store for PgStore {
     fn reclaim(&self, ring: RingId, scope: ReclaimScope) -> Result<Reclaimed, StoreError> {
         let terminated_sessions = self.read(|c| protocol::end_old_sessions(c, self.lease))?;
         let (mut reclaimed, tick) = self.run_tx(|c| protocol::reclaim(self, c, ring, scope))?;
-        self.saw_tick(ring, tick);
+        self.seen.saw(ring, tick);
         reclaimed.terminated_sessions = terminated_sessions;
         Ok(reclaimed)
     }
@@ -320,11 +302,7 @@ impl Store for PgStore {
     }
 
     fn has_work(&self, ring: RingId) -> Result<bool, StoreError> {
-        self.read(|c| {
-            let (work, tick) = protocol::has_work(c, ring)?;
-            self.check_tick(ring, tick)?;
-            Ok(work)
-        })
+        self.seen.check_read(ring, || self.read(|c| Ok(protocol::has_work(c, ring)?)))
     }
 
     fn progress(&self, ring: RingId) -> Result<Progress, StoreError> {
@@ -390,7 +368,10 @@ impl Store for PgStore {
         actor: &str,
         make: &mut dyn FnMut(KeyId) -> Result<NewKey, MakeKeyError>,
     ) -> Result<Vec<KeyId>, StoreError> {
-        self.run_tx(|c| protocol::add_keys(self, c, ring, count, if_empty, actor, make))
+        let (added, tick) =
+            self.run_tx(|c| protocol::add_keys(self, c, ring, count, if_empty, actor, make))?;
+        self.seen.saw(ring, tick);
+        Ok(added)
     }
 
     fn keys(&self, ring: RingId) -> Result<Vec<Key>, StoreError> {
@@ -408,7 +389,11 @@ impl Store for PgStore {
         actor: &str,
         reason: Option<&str>,
     ) -> Result<bool, StoreError> {
-        self.run_tx(|c| protocol::change_key(self, c, kid, event, actor, reason))
+        let changed = self.run_tx(|c| protocol::change_key(self, c, kid, event, actor, reason))?;
+        if let Some((ring, tick)) = changed {
+            self.seen.saw(ring, tick);
+        }
+        Ok(changed.is_some())
     }
 
     fn insert_records(&self, ring: RingId, records: &[NewRecord]) -> Result<Inserted, StoreError> {

@@ -14,8 +14,8 @@ use super::models::{
     NumberRow, PositionRow, RemainingRow, RingRow, SealedRow, SignedRow, StateRow, TextRow, UseRow,
 };
 use super::{
-    Batch, BatchKey, KekCheck, Key, Membership, OpenUse, Progress, Remaining, Ring, SealedKeyRow,
-    SignedRecord, StoreError,
+    Batch, BatchKey, CheckOut, KekCheck, Key, Membership, OpenUse, Progress, Remaining, Ring,
+    SealedKeyRow, Shortage, SignedRecord, StoreError,
 };
 use crate::ledger::Event;
 use crate::types::{
@@ -58,6 +58,13 @@ impl<T: QueryableByName<Pg> + QueryableByName<Sqlite> + 'static> Row for T {}
 
 /// A connection to either database.
 pub(super) trait Session {
+    /// Whether the table of the schema's versions is there, as a query for a [`FlagRow`].
+    const HAS_VERSIONS: &'static str;
+
+    /// How many records a search through all of them looks at in one statement, where a long one
+    /// would keep a snapshot open for too long; `None` if that harms nobody.
+    const SEARCH_PAGE: Option<i64>;
+
     /// The instant `column` in microseconds since 1970, as an SQL expression.
     fn micros(column: &str) -> String;
 
@@ -79,8 +86,11 @@ pub(super) trait Session {
 }
 
 macro_rules! session {
-    ($connection:ty, $backend:ty, $micros:literal) => {
+    ($connection:ty, $backend:ty, $micros:literal, $has_versions:literal, $search_page:expr) => {
         impl Session for $connection {
+            const HAS_VERSIONS: &'static str = $has_versions;
+            const SEARCH_PAGE: Option<i64> = $search_page;
+
             fn micros(column: &str) -> String {
                 format!($micros, column)
             }
@@ -113,8 +123,21 @@ macro_rules! bound {
     }};
 }
 
-session!(PgConnection, Pg, "(extract(epoch FROM {}) * 1000000)::BIGINT");
-session!(SqliteConnection, Sqlite, "CAST(round(unixepoch({}, 'subsec') * 1000) AS INTEGER) * 1000");
+session!(
+    PgConnection,
+    Pg,
+    "(extract(epoch FROM {}) * 1000000)::BIGINT",
+    "SELECT to_regclass('__diesel_schema_migrations') IS NOT NULL AS value",
+    // Less than a second's work.
+    Some(500_000)
+);
+session!(
+    SqliteConnection,
+    Sqlite,
+    "CAST(round(unixepoch({}, 'subsec') * 1000) AS INTEGER) * 1000",
+    "SELECT count(*) > 0 AS value FROM sqlite_master WHERE name = '__diesel_schema_migrations'",
+    None
+);
 
 // Rings, batches, uses
 
@@ -142,7 +165,26 @@ pub(super) fn free_keys<S: Session>(s: &mut S, ring: RingId, limit: u32) -> Quer
     Ok(rows.into_iter().map(|row| row.value).collect())
 }
 
-pub(super) fn has_active_key<S: Session>(s: &mut S, ring: RingId) -> QueryResult<bool> {
+/// Why a checkout that found `keys` free keys made only `claimed` batches, if so.
+pub(super) fn shortage<S: Session>(
+    s: &mut S,
+    request: &CheckOut,
+    keys: usize,
+    claimed: usize,
+) -> QueryResult<Option<Shortage>> {
+    let wanted = usize::try_from(request.max_batches).unwrap_or(usize::MAX);
+    Ok(if claimed == wanted {
+        None
+    } else if claimed < keys {
+        Some(Shortage::NoWork)
+    } else if keys > 0 || has_active_key(s, request.ring)? {
+        Some(Shortage::NoFreeKey)
+    } else {
+        Some(Shortage::NoActiveKey)
+    })
+}
+
+fn has_active_key<S: Session>(s: &mut S, ring: RingId) -> QueryResult<bool> {
     let query =
         "SELECT EXISTS (SELECT 1 FROM keys WHERE ring_id = $1 AND status = 'active') AS value";
     Ok(s.row::<FlagRow>(query, &[Bind::Int(ring.0)])?.value)
@@ -219,10 +261,6 @@ pub(super) fn progress<S: Session>(s: &mut S, ring: RingId) -> TxResult<Progress
     Ok(progress)
 }
 
-/// How many records one statement of [`remaining`] looks at: less than a second's work, so that no
-/// snapshot stays open for long.
-const REMAINING_PAGE: i64 = 500_000;
-
 /// An unsigned record `r` of ring `$1` that lies in no batch of the states listed.
 fn outside_batches(states: &str) -> String {
     format!(
@@ -259,13 +297,18 @@ pub(super) fn remaining<S: Session>(s: &mut S, ring: RingId) -> TxResult<Remaini
     );
     let mut after = Position { xid: i64::MIN, id: RecordId(i64::MIN) };
     loop {
-        let bounds = [
-            Bind::Int(ring.0),
-            Bind::Int(after.xid),
-            Bind::Int(after.id.0),
-            Bind::Int(REMAINING_PAGE - 1),
-        ];
-        let end = s.rows::<PositionRow>(page_end, &bounds)?.pop().map(Position::from);
+        let end = match S::SEARCH_PAGE {
+            Some(records) => {
+                let bounds = [
+                    Bind::Int(ring.0),
+                    Bind::Int(after.xid),
+                    Bind::Int(after.id.0),
+                    Bind::Int(records - 1),
+                ];
+                s.rows::<PositionRow>(page_end, &bounds)?.pop().map(Position::from)
+            }
+            None => None,
+        };
         let until = end.unwrap_or(Position { xid: i64::MAX, id: RecordId(i64::MAX) });
         let row = s.row::<RemainingRow>(
             &page,
@@ -377,6 +420,29 @@ pub(super) fn changes(kid: &Kid, status: KeyStatus, event: KeyEvent) -> Result<b
     }
 }
 
+/// Gives a key the status after `event`, and wipes the private key of one that is destroyed.
+///
+/// The caller holds the ring's lock, without which no use of the key begins.
+pub(super) fn set_status<S: Session>(
+    s: &mut S,
+    kid: &Kid,
+    id: i64,
+    event: KeyEvent,
+    reason: Option<&str>,
+) -> TxResult<()> {
+    let in_use = "SELECT count(*) AS value FROM key_uses WHERE key_id = $1 AND end_tick IS NULL";
+    if event == KeyEvent::Destroyed && s.number(in_use, &[Bind::Int(id)])? > 0 {
+        return Err(StoreError::KeyInUse { kid: kid.clone() }.into());
+    }
+    s.run(
+        "UPDATE keys SET status = $1, status_reason = $2,
+                sealed_private_key = CASE WHEN $1 = 'destroyed' THEN NULL ELSE sealed_private_key END
+         WHERE id = $3",
+        &[Bind::Text(event.status().as_str()), Bind::OptionalText(reason), Bind::Int(id)],
+    )?;
+    Ok(())
+}
+
 // Inspection
 
 pub(super) fn record_count<S: Session>(s: &mut S, ring: RingId) -> TxResult<u64> {
@@ -410,7 +476,8 @@ pub(super) fn signed_records<S: Session>(
                  LEFT JOIN records r ON r.id = t.record_id
                  WHERE t.bytes_before < $3 ORDER BY t.record_id";
     let after = after.map_or(i64::MIN, |record| record.0);
-    let max_bytes = i64::try_from(max_bytes).unwrap_or(i64::MAX);
+    // A page is empty only at the end.
+    let max_bytes = i64::try_from(max_bytes).unwrap_or(i64::MAX).max(1);
     let binds = [Bind::Int(after), Bind::Int(SIGNED_PAGE), Bind::Int(max_bytes)];
     Ok(s.rows::<SignedRow>(query, &binds)?.into_iter().map(SignedRecord::from).collect())
 }

@@ -8,7 +8,6 @@ mod intake;
 mod lock;
 mod protocol;
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -22,6 +21,7 @@ use diesel::sqlite::SqliteConnection;
 pub use lock::{HeldSigningLock, SigningLock};
 
 use super::models::TextRow;
+use super::seen::SeenTicks;
 use super::shared::{self, Session, TxError, TxResult};
 use super::{
     Batch, BatchKey, Blocker, CheckOut, CheckedOut, GiveUp, Inserted, KekCheck, Key, MakeKeyError,
@@ -49,8 +49,7 @@ pub struct SqliteStore {
     node: NodeId,
     lease: Duration,
     max_attempts: i64,
-    /// The highest tick of each ring that this node has seen in a committed state.
-    seen: Mutex<HashMap<RingId, Tick>>,
+    seen: SeenTicks,
 }
 
 impl SqliteStore {
@@ -83,13 +82,13 @@ impl SqliteStore {
             node: options.node.clone(),
             lease: options.lease,
             max_attempts: options.max_attempts.into(),
-            seen: Mutex::new(HashMap::new()),
+            seen: SeenTicks::default(),
         })
     }
 
     /// Runs a writing transaction, again where another process kept the file locked. The one place
     /// that decides about retries on this database.
-    fn run_tx<T>(
+    pub(super) fn run_tx<T>(
         &self,
         mut body: impl FnMut(&mut SqliteConnection) -> TxResult<T>,
     ) -> Result<T, StoreError> {
@@ -109,7 +108,7 @@ impl SqliteStore {
         }
     }
 
-    fn read<T>(
+    pub(super) fn read<T>(
         &self,
         body: impl FnOnce(&mut SqliteConnection) -> TxResult<T>,
     ) -> Result<T, StoreError> {
@@ -119,22 +118,6 @@ impl SqliteStore {
             TxError::Store(error) => error,
             TxError::Diesel(error) => classify(error),
         })
-    }
-
-    /// The rollback guard: refuses a tick lower than one seen committed.
-    fn check_tick(&self, ring: RingId, now: Tick) -> Result<(), StoreError> {
-        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        match seen.get(&ring) {
-            Some(&seen) if now < seen => Err(StoreError::RolledBack { ring, seen, now }),
-            _ => Ok(()),
-        }
-    }
-
-    /// Remembers a tick that has been committed.
-    fn saw_tick(&self, ring: RingId, tick: Tick) {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let highest = seen.entry(ring).or_insert(tick);
-        *highest = tick.max(*highest);
     }
 }
 
@@ -168,7 +151,8 @@ pub(super) fn classify(error: DieselError) -> StoreError {
     let message = info.message().to_owned();
     let says = |phrase: &str| message.contains(phrase);
     match kind {
-        DatabaseErrorKind::UniqueViolation if says("signatures.record_id") => {
+        // By the primary key, or by the trigger that refuses a replacement.
+        _ if says("UNIQUE constraint failed: signatures.record_id") => {
             StoreError::Refused(Refusal::DoubleSign(message))
         }
         DatabaseErrorKind::UniqueViolation | DatabaseErrorKind::CheckViolation => {
@@ -183,7 +167,7 @@ pub(super) fn classify(error: DieselError) -> StoreError {
 impl Store for SqliteStore {
     fn check_out(&self, request: &CheckOut) -> Result<CheckedOut, StoreError> {
         let (checked_out, tick) = self.run_tx(|c| protocol::check_out(self, c, request))?;
-        self.saw_tick(request.ring, tick);
+        self.seen.saw(request.ring, tick);
         Ok(checked_out)
     }
 
@@ -203,7 +187,7 @@ impl Store for SqliteStore {
         batches: &[SignedBatch],
     ) -> Result<Vec<StoreOutcome>, StoreError> {
         let (outcomes, tick) = self.run_tx(|c| protocol::store_batches(self, c, ring, batches))?;
-        self.saw_tick(ring, tick);
+        self.seen.saw(ring, tick);
         Ok(outcomes)
     }
 
@@ -213,13 +197,13 @@ impl Store for SqliteStore {
 
     fn give_up(&self, ring: RingId, uses: &[GiveUp]) -> Result<Vec<Outcome>, StoreError> {
         let (outcomes, tick) = self.run_tx(|c| protocol::give_up(self, c, ring, uses))?;
-        self.saw_tick(ring, tick);
+        self.seen.saw(ring, tick);
         Ok(outcomes)
     }
 
     fn reclaim(&self, ring: RingId, scope: ReclaimScope) -> Result<Reclaimed, StoreError> {
         let (reclaimed, tick) = self.run_tx(|c| protocol::reclaim(self, c, ring, scope))?;
-        self.saw_tick(ring, tick);
+        self.seen.saw(ring, tick);
         Ok(reclaimed)
     }
 
@@ -228,11 +212,7 @@ impl Store for SqliteStore {
     }
 
     fn has_work(&self, ring: RingId) -> Result<bool, StoreError> {
-        self.read(|c| {
-            let (work, tick) = protocol::has_work(c, ring)?;
-            self.check_tick(ring, tick)?;
-            Ok(work)
-        })
+        self.seen.check_read(ring, || self.read(|c| Ok(protocol::has_work(c, ring)?)))
     }
 
     fn progress(&self, ring: RingId) -> Result<Progress, StoreError> {
@@ -279,7 +259,10 @@ impl Store for SqliteStore {
         actor: &str,
         make: &mut dyn FnMut(KeyId) -> Result<NewKey, MakeKeyError>,
     ) -> Result<Vec<KeyId>, StoreError> {
-        self.run_tx(|c| protocol::add_keys(self, c, ring, count, if_empty, actor, make))
+        let (added, tick) =
+            self.run_tx(|c| protocol::add_keys(self, c, ring, count, if_empty, actor, make))?;
+        self.seen.saw(ring, tick);
+        Ok(added)
     }
 
     fn keys(&self, ring: RingId) -> Result<Vec<Key>, StoreError> {
@@ -297,7 +280,11 @@ impl Store for SqliteStore {
         actor: &str,
         reason: Option<&str>,
     ) -> Result<bool, StoreError> {
-        self.run_tx(|c| protocol::change_key(self, c, kid, event, actor, reason))
+        let changed = self.run_tx(|c| protocol::change_key(self, c, kid, event, actor, reason))?;
+        if let Some((ring, tick)) = changed {
+            self.seen.saw(ring, tick);
+        }
+        Ok(changed.is_some())
     }
 
     fn insert_records(&self, ring: RingId, records: &[NewRecord]) -> Result<Inserted, StoreError> {

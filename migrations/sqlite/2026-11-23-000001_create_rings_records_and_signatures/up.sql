@@ -137,6 +137,20 @@ BEGIN SELECT RAISE(ABORT, 'DELETE on batches is refused: its rows are never chan
 CREATE TRIGGER key_uses_no_delete BEFORE DELETE ON key_uses
 BEGIN SELECT RAISE(ABORT, 'DELETE on key_uses is refused: its rows are never changed or removed'); END;
 
+-- INSERT OR REPLACE removes the row that is there, and fires no DELETE trigger for it unless the
+-- connection asks for that.
+CREATE TRIGGER signatures_no_replace BEFORE INSERT ON signatures
+WHEN EXISTS (SELECT 1 FROM signatures WHERE record_id = NEW.record_id)
+BEGIN SELECT RAISE(ABORT, 'UNIQUE constraint failed: signatures.record_id'); END;
+CREATE TRIGGER key_events_no_replace BEFORE INSERT ON key_events
+WHEN EXISTS (SELECT 1 FROM key_events WHERE ring_id = NEW.ring_id AND tick = NEW.tick)
+BEGIN SELECT RAISE(ABORT, 'UNIQUE constraint failed: key_events.ring_id, key_events.tick'); END;
+CREATE TRIGGER records_no_replace BEFORE INSERT ON records
+WHEN EXISTS (SELECT 1 FROM records WHERE id = NEW.id)
+    OR NEW.external_id IS NOT NULL AND EXISTS (
+        SELECT 1 FROM records WHERE ring_id = NEW.ring_id AND external_id = NEW.external_id)
+BEGIN SELECT RAISE(ABORT, 'UNIQUE constraint failed: records.id, or records.ring_id, records.external_id'); END;
+
 CREATE TRIGGER records_guard BEFORE UPDATE ON records
 WHEN NEW.id <> OLD.id OR NEW.ring_id <> OLD.ring_id OR NEW.payload <> OLD.payload
     OR NEW.inserted_xid < OLD.inserted_xid

@@ -17,7 +17,7 @@ use crate::db::models::{
 use crate::db::shared::{self, Bind, Session, TxResult};
 use crate::db::{
     CheckOut, CheckedOut, GiveUp, KeyUse, MakeKeyError, NewKey, ReclaimScope, Reclaimed, Refusal,
-    Ring, Shortage, SignedBatch, StoreError, StoreOutcome, schema,
+    Ring, SignedBatch, StoreError, StoreOutcome, schema,
 };
 use crate::types::{
     BatchRange, Fence, KeyEvent, KeyId, Kid, NodeId, Outcome, Position, Record, RingId, Tick,
@@ -29,7 +29,7 @@ fn lock_ring(store: &PgStore, c: &mut PgConnection, ring: RingId) -> TxResult<Ri
     let query = "SELECT id, name, tick, cursor_xid, cursor_id FROM rings
                  WHERE id = $1 FOR NO KEY UPDATE";
     let ring = Ring::from(c.row::<RingRow>(query, &ring_bind(ring))?);
-    store.check_tick(ring.id, ring.tick)?;
+    store.seen.check(ring.id, ring.tick)?;
     Ok(ring)
 }
 
@@ -43,7 +43,7 @@ fn take_ticks(
     let statement = "UPDATE rings SET tick = tick + $1 WHERE id = $2 RETURNING tick AS value";
     let after = c.number(statement, &[Bind::Int(int(events)), Bind::Int(ring.0)])?;
     let before = Tick(after - int(events));
-    store.check_tick(ring, before)?;
+    store.seen.check(ring, before)?;
     Ok(before)
 }
 
@@ -60,13 +60,6 @@ pub(super) fn check_out(
 ) -> TxResult<(CheckedOut, Tick)> {
     let ring = lock_ring(store, c, request.ring)?;
     let keys = shared::free_keys(c, ring.id, request.max_batches)?;
-    if keys.is_empty() {
-        let has_key = shared::has_active_key(c, ring.id)?;
-        let shortage = if has_key { Shortage::NoFreeKey } else { Shortage::NoActiveKey };
-        let checked_out = CheckedOut { batches: Vec::new(), shortage: Some(shortage) };
-        return Ok((checked_out, ring.tick));
-    }
-
     let mut batches = shared::retry_batches(c, ring.id, keys.len())?;
     let retried: Vec<i64> = batches.iter().map(|batch| batch.id.0).collect();
     let fresh = next_ranges(c, &ring, keys.len() - retried.len(), request.batch_size.records())?;
@@ -99,14 +92,7 @@ pub(super) fn check_out(
             ],
         )?;
     }
-    let wanted = usize::try_from(request.max_batches).unwrap_or(usize::MAX);
-    let shortage = if claimed.len() == wanted {
-        None
-    } else if claimed.len() == keys.len() {
-        Some(Shortage::NoFreeKey)
-    } else {
-        Some(Shortage::NoWork)
-    };
+    let shortage = shared::shortage(c, request, keys.len(), claimed.len())?;
     Ok((CheckedOut { batches: claimed, shortage }, tick))
 }
 
@@ -207,13 +193,13 @@ pub(super) fn load_batch(
     // octet_length reads no payload that is stored out of line.
     let query = "
         SELECT inserted_xid, id, payload
-        FROM (SELECT inserted_xid, id, payload,
-                     sum(octet_length(payload)) OVER (ORDER BY inserted_xid, id)
-                       - octet_length(payload) AS bytes_before
+        FROM (SELECT inserted_xid, id, payload, sum(octet_length(payload)) OVER through AS bytes,
+                     row_number() OVER through AS n
               FROM records
               WHERE ring_id = $1 AND (inserted_xid, id) >= ($2, $3)
-                AND (inserted_xid, id) <= ($4, $5) AND (inserted_xid, id) > ($6, $7)) r
-        WHERE bytes_before < $8 ORDER BY inserted_xid, id";
+                AND (inserted_xid, id) <= ($4, $5) AND (inserted_xid, id) > ($6, $7)
+              WINDOW through AS (ORDER BY inserted_xid, id ROWS UNBOUNDED PRECEDING)) r
+        WHERE bytes <= $8 OR n = 1 ORDER BY inserted_xid, id";
     let after = after.unwrap_or(Position { xid: i64::MIN, id: crate::types::RecordId(i64::MIN) });
     let rows = c.rows::<RecordRow>(
         query,
@@ -571,12 +557,12 @@ pub(super) fn add_keys(
     if_empty: bool,
     actor: &str,
     make: &mut dyn FnMut(KeyId) -> Result<NewKey, MakeKeyError>,
-) -> TxResult<Vec<KeyId>> {
+) -> TxResult<(Vec<KeyId>, Tick)> {
     let ring = lock_ring(store, c, ring)?;
     if if_empty {
         let query = "SELECT count(*) AS value FROM keys WHERE ring_id = $1";
         if c.number(query, &ring_bind(ring.id))? > 0 {
-            return Ok(Vec::new());
+            return Ok((Vec::new(), ring.tick));
         }
     }
     let mut tick = ring.tick;
@@ -602,7 +588,7 @@ pub(super) fn add_keys(
         added.push(KeyId(id));
     }
     take_ticks(store, c, ring.id, added.len())?;
-    Ok(added)
+    Ok((added, tick))
 }
 
 pub(super) fn change_key(
@@ -612,20 +598,17 @@ pub(super) fn change_key(
     event: KeyEvent,
     actor: &str,
     reason: Option<&str>,
-) -> TxResult<bool> {
+) -> TxResult<Option<(RingId, Tick)>> {
     let (_, ring, _) = shared::key_state(c, kid)?;
     let ring = lock_ring(store, c, ring)?;
     let (id, _, status) = shared::key_state(c, kid)?;
     if !shared::changes(kid, status, event)? {
-        return Ok(false);
+        return Ok(None);
     }
     let tick = take_ticks(store, c, ring.id, 1)?.next();
     insert_event(c, ring.id, tick, id, event, actor, reason)?;
-    c.run(
-        "UPDATE keys SET status = $1, status_reason = $2 WHERE id = $3",
-        &[Bind::Text(event.status().as_str()), Bind::OptionalText(reason), Bind::Int(id)],
-    )?;
-    Ok(true)
+    shared::set_status(c, kid, id, event, reason)?;
+    Ok(Some((ring.id, tick)))
 }
 
 fn insert_event(

@@ -1,7 +1,8 @@
 //! The protocol's transactions on SQLite, in the order of a batch's life.
 //!
 //! Each runs under `BEGIN IMMEDIATE`, which is the ring's lock and every other one: nothing here
-//! can run beside another writer.
+//! can run beside another writer. SQLite bounds an index by the first column of `(inserted_xid, id)
+//! > (?, ?)` alone, which here is 0 in every record, so the comparison is written out.
 
 use diesel::prelude::*;
 use diesel::sqlite::SqliteConnection;
@@ -11,7 +12,7 @@ use crate::db::models::{BatchRow, EdgeRow, NumberRow, RecordRow, RingRow, UseRow
 use crate::db::shared::{self, Bind, Session, TxResult};
 use crate::db::{
     CheckOut, CheckedOut, GiveUp, KeyUse, MakeKeyError, NewKey, ReclaimScope, Reclaimed, Refusal,
-    Ring, Shortage, SignedBatch, StoreError, StoreOutcome, schema::signatures,
+    Ring, SignedBatch, StoreError, StoreOutcome, schema::signatures,
 };
 use crate::types::{
     BatchRange, Fence, KeyEvent, KeyId, Kid, NodeId, Outcome, Position, Record, RecordId, RingId,
@@ -24,7 +25,7 @@ const NOW: &str = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')";
 fn ring_row(store: &SqliteStore, c: &mut SqliteConnection, ring: RingId) -> TxResult<Ring> {
     let query = "SELECT id, name, tick, cursor_xid, cursor_id FROM rings WHERE id = $1";
     let ring = Ring::from(c.row::<RingRow>(query, &[Bind::Int(ring.0)])?);
-    store.check_tick(ring.id, ring.tick)?;
+    store.seen.check(ring.id, ring.tick)?;
     Ok(ring)
 }
 
@@ -48,13 +49,6 @@ pub(super) fn check_out(
 ) -> TxResult<(CheckedOut, Tick)> {
     let ring = ring_row(store, c, request.ring)?;
     let keys = shared::free_keys(c, ring.id, request.max_batches)?;
-    if keys.is_empty() {
-        let has_key = shared::has_active_key(c, ring.id)?;
-        let shortage = if has_key { Shortage::NoFreeKey } else { Shortage::NoActiveKey };
-        let checked_out = CheckedOut { batches: Vec::new(), shortage: Some(shortage) };
-        return Ok((checked_out, ring.tick));
-    }
-
     let mut batches = shared::retry_batches(c, ring.id, keys.len())?;
     for batch in &batches {
         c.run("UPDATE batches SET state = 'open' WHERE id = $1", &[Bind::Int(batch.id.0)])?;
@@ -97,14 +91,7 @@ pub(super) fn check_out(
             ],
         )?;
     }
-    let wanted = usize::try_from(request.max_batches).unwrap_or(usize::MAX);
-    let shortage = if claimed.len() == wanted {
-        None
-    } else if claimed.len() == keys.len() {
-        Some(Shortage::NoFreeKey)
-    } else {
-        Some(Shortage::NoWork)
-    };
+    let shortage = shared::shortage(c, request, keys.len(), claimed.len())?;
     Ok((CheckedOut { batches: claimed, shortage }, tick))
 }
 
@@ -121,7 +108,9 @@ fn next_ranges(
         WITH next AS MATERIALIZED (
             SELECT row_number() OVER (ORDER BY inserted_xid, id) - 1 AS n, inserted_xid, id
             FROM (SELECT inserted_xid, id FROM records
-                  WHERE ring_id = $1 AND (inserted_xid, id) > ($2, $3)
+                  WHERE ring_id = $1 AND inserted_xid = $2 AND id > $3
+                  UNION ALL
+                  SELECT inserted_xid, id FROM records WHERE ring_id = $1 AND inserted_xid > $2
                   ORDER BY inserted_xid, id LIMIT $4) behind)
         SELECT n, inserted_xid, id FROM next
         WHERE n % $5 IN (0, $5 - 1) OR n = (SELECT max(n) FROM next) ORDER BY n";
@@ -175,32 +164,34 @@ pub(super) fn load_batch(
     after: Option<Position>,
     max_bytes: usize,
 ) -> QueryResult<Vec<Record>> {
+    use diesel::sql_types::BigInt;
+    let after = after.unwrap_or(Position { xid: range.low.xid, id: RecordId(range.low.id.0 - 1) });
+    let last_of_first_xid = if after.xid == range.high.xid { range.high.id.0 } else { i64::MAX };
     let query = diesel::sql_query(
         "SELECT inserted_xid, id, payload FROM records
-         WHERE ring_id = $1 AND (inserted_xid, id) >= ($2, $3) AND (inserted_xid, id) <= ($4, $5)
-           AND (inserted_xid, id) > ($6, $7)
+         WHERE ring_id = $1 AND inserted_xid = $2 AND id > $3 AND id <= $4
+         UNION ALL
+         SELECT inserted_xid, id, payload FROM records
+         WHERE ring_id = $1 AND inserted_xid > $2 AND inserted_xid <= $5
+           AND (inserted_xid < $5 OR id <= $6)
          ORDER BY inserted_xid, id",
-    );
-    use diesel::sql_types::BigInt;
-    let after = after.unwrap_or(Position { xid: i64::MIN, id: RecordId(i64::MIN) });
-    let query = query
-        .bind::<BigInt, _>(ring.0)
-        .bind::<BigInt, _>(range.low.xid)
-        .bind::<BigInt, _>(range.low.id.0)
-        .bind::<BigInt, _>(range.high.xid)
-        .bind::<BigInt, _>(range.high.id.0)
-        .bind::<BigInt, _>(after.xid)
-        .bind::<BigInt, _>(after.id.0);
+    )
+    .bind::<BigInt, _>(ring.0)
+    .bind::<BigInt, _>(after.xid)
+    .bind::<BigInt, _>(after.id.0)
+    .bind::<BigInt, _>(last_of_first_xid)
+    .bind::<BigInt, _>(range.high.xid)
+    .bind::<BigInt, _>(range.high.id.0);
     let mut records = Vec::new();
     let mut bytes = 0;
-    // Rows come one by one, and no payload behind the end of the slice is read.
+    // Rows come one by one, and of what lies behind the slice only the first payload is read.
     for row in query.load_iter::<RecordRow, diesel::connection::DefaultLoadingMode>(c)? {
         let record = Record::from(row?);
         bytes += record.payload.len();
-        records.push(record);
-        if bytes >= max_bytes {
+        if bytes > max_bytes && !records.is_empty() {
             break;
         }
+        records.push(record);
     }
     Ok(records)
 }
@@ -216,7 +207,7 @@ pub(super) fn store_batches(
     let mut tick = ring_row(store, c, ring)?.tick;
     let mut outcomes = Vec::with_capacity(batches.len());
     for batch in batches {
-        let outcome = match standing(store, c, batch.key_use)? {
+        let outcome = match standing(store, c, ring, batch.key_use)? {
             None => {
                 insert_signatures(c, batch)?;
                 tick = tick.next();
@@ -242,14 +233,14 @@ pub(super) fn store_batches(
 fn standing(
     store: &SqliteStore,
     c: &mut SqliteConnection,
+    ring: RingId,
     key_use: KeyUse,
 ) -> TxResult<Option<Outcome>> {
     let query = format!(
         "SELECT {} FROM key_uses WHERE ring_id = $1 AND fence = $2 AND node = $3",
         shared::use_columns::<SqliteConnection>()
     );
-    let binds =
-        [Bind::Int(key_use.ring.0), Bind::Int(key_use.fence.0.0), Bind::Text(&store.node.0)];
+    let binds = [Bind::Int(ring.0), Bind::Int(key_use.fence.0.0), Bind::Text(&store.node.0)];
     match c.rows::<UseRow>(&query, &binds)?.pop() {
         Some(row) if row.key_use() == key_use => Ok(row.outcome()?),
         // A use that is nowhere was rolled back with the state it belonged to.
@@ -333,7 +324,7 @@ pub(super) fn give_up(
     let mut tick = ring_row(store, c, ring)?.tick;
     let mut outcomes = Vec::with_capacity(uses.len());
     for given_up in uses {
-        let outcome = match standing(store, c, given_up.key_use)? {
+        let outcome = match standing(store, c, ring, given_up.key_use)? {
             None => {
                 tick = tick.next();
                 close_use(c, given_up.key_use, tick, Outcome::Abandoned)?;
@@ -442,16 +433,13 @@ fn adjoin(
     low: Position,
     high: Position,
 ) -> QueryResult<bool> {
-    let query = "SELECT count(*) AS value FROM records
-                 WHERE ring_id = $1 AND (inserted_xid, id) > ($2, $3)
-                   AND (inserted_xid, id) < ($4, $5)";
-    let binds = [
-        Bind::Int(ring.0),
-        Bind::Int(low.xid),
-        Bind::Int(low.id.0),
-        Bind::Int(high.xid),
-        Bind::Int(high.id.0),
-    ];
+    if low.xid != high.xid {
+        return Ok(false);
+    }
+    let query = "SELECT EXISTS (SELECT 1 FROM records
+                                WHERE ring_id = $1 AND inserted_xid = $2
+                                  AND id > $3 AND id < $4) AS value";
+    let binds = [Bind::Int(ring.0), Bind::Int(low.xid), Bind::Int(low.id.0), Bind::Int(high.id.0)];
     Ok(c.number(query, &binds)? == 0)
 }
 
@@ -460,8 +448,9 @@ pub(super) fn has_work(c: &mut SqliteConnection, ring: RingId) -> QueryResult<(b
     let query = "
         SELECT EXISTS (SELECT 1 FROM batches WHERE ring_id = $1 AND state = 'retry')
             OR EXISTS (SELECT 1 FROM records r
-                       WHERE r.ring_id = $1
-                         AND (r.inserted_xid, r.id) > (g.cursor_xid, g.cursor_id)) AS value
+                       WHERE r.ring_id = $1 AND r.inserted_xid = g.cursor_xid AND r.id > g.cursor_id)
+            OR EXISTS (SELECT 1 FROM records r
+                       WHERE r.ring_id = $1 AND r.inserted_xid > g.cursor_xid) AS value
         FROM rings g WHERE g.id = $1
         UNION ALL SELECT tick FROM rings WHERE id = $1";
     let rows = c.rows::<NumberRow>(query, &[Bind::Int(ring.0)])?;
@@ -481,12 +470,12 @@ pub(super) fn add_keys(
     if_empty: bool,
     actor: &str,
     make: &mut dyn FnMut(KeyId) -> Result<NewKey, MakeKeyError>,
-) -> TxResult<Vec<KeyId>> {
+) -> TxResult<(Vec<KeyId>, Tick)> {
     let ring = ring_row(store, c, ring)?;
     if if_empty {
         let query = "SELECT count(*) AS value FROM keys WHERE ring_id = $1";
         if c.number(query, &[Bind::Int(ring.id.0)])? > 0 {
-            return Ok(Vec::new());
+            return Ok((Vec::new(), ring.tick));
         }
     }
     let last_id = "SELECT coalesce(max(seq), 0) AS value FROM sqlite_sequence WHERE name = 'keys'";
@@ -513,7 +502,7 @@ pub(super) fn add_keys(
         added.push(KeyId(id));
     }
     set_tick(c, ring.id, tick)?;
-    Ok(added)
+    Ok((added, tick))
 }
 
 pub(super) fn change_key(
@@ -523,19 +512,16 @@ pub(super) fn change_key(
     event: KeyEvent,
     actor: &str,
     reason: Option<&str>,
-) -> TxResult<bool> {
+) -> TxResult<Option<(RingId, Tick)>> {
     let (id, ring, status) = shared::key_state(c, kid)?;
     if !shared::changes(kid, status, event)? {
-        return Ok(false);
+        return Ok(None);
     }
     let tick = ring_row(store, c, ring)?.tick.next();
     insert_event(c, ring, tick, id, event, actor, reason)?;
     set_tick(c, ring, tick)?;
-    c.run(
-        "UPDATE keys SET status = $1, status_reason = $2 WHERE id = $3",
-        &[Bind::Text(event.status().as_str()), Bind::OptionalText(reason), Bind::Int(id)],
-    )?;
-    Ok(true)
+    shared::set_status(c, kid, id, event, reason)?;
+    Ok(Some((ring, tick)))
 }
 
 fn insert_event(

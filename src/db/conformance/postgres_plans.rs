@@ -1,0 +1,53 @@
+//! Statements that were first run on empty tables, on PostgreSQL only, keep no plan made for them.
+
+use std::time::Instant;
+
+use super::actions::{RING, add_keys, check_out, numbered, sign};
+use super::fixture::{Fixture, Pg, wait_for};
+use super::judge::assert_signed;
+use crate::db::{SignedBatch, StoreOutcome};
+
+const RECORDS: u32 = 50_000;
+
+#[test]
+fn a_store_that_began_on_empty_tables_reads_by_index_when_they_are_full() {
+    let f = Pg::new();
+    let store = f.open("a");
+    add_keys(&*store, RING, 16);
+    for _ in 0..12 {
+        assert!(check_out(&*store, RING, 4, 500).batches.is_empty());
+        assert!(!store.has_work(RING).unwrap());
+    }
+    store.insert_records(RING, &numbered(0, RECORDS)).unwrap();
+    store.analyze().unwrap();
+    f.settle();
+
+    let begun = Instant::now();
+    let mut stored = 0;
+    while stored < RECORDS / 500 {
+        let batches = check_out(&*store, RING, 4, 500).batches;
+        let signed: Vec<SignedBatch> = batches.iter().map(|batch| sign(&*store, batch)).collect();
+        for outcome in store.store_batches(RING, &signed).unwrap() {
+            assert_eq!(outcome, StoreOutcome::Stored);
+            stored += 1;
+        }
+    }
+    let took = begun.elapsed();
+    // A server's session hands in its counts when it ends.
+    drop(store);
+    let scanned = |table: &str| {
+        f.number(&format!(
+            "SELECT seq_tup_read AS value FROM pg_stat_user_tables WHERE relname = '{table}'"
+        ))
+    };
+    let inserted =
+        "SELECT n_tup_ins AS value FROM pg_stat_user_tables WHERE relname = 'signatures'";
+    wait_for("the session's counts", || {
+        f.run("DO 'BEGIN PERFORM pg_stat_clear_snapshot(), pg_sleep(0.01); END'");
+        (f.number(inserted) == i64::from(RECORDS)).then_some(())
+    });
+    let scanned = [scanned("records"), scanned("signatures")];
+    // One checkout with a bad plan would read all of the table.
+    assert!(scanned.iter().all(|rows| *rows < i64::from(RECORDS / 10)), "{scanned:?} in {took:?}");
+    assert_signed(&f, &*f.open("b"), RING, RECORDS);
+}

@@ -1,0 +1,70 @@
+//! What only SQLite has: REPLACE, one file, one writer, and a lock beside it.
+
+use super::actions::{RING, add_keys, check_out_one, insert, sign_all, sign_and_store};
+use super::fixture::{Fixture, Sqlite, ValueRow, options};
+use super::judge::assert_signed;
+use crate::config::DatabaseUrl;
+use crate::db::shared::Session;
+use crate::db::{Store, StoreError, StoreOutcome, open};
+
+#[test]
+fn insert_or_replace_through_our_own_connections_removes_nothing() {
+    let f = Sqlite::new();
+    let store = f.open_own("a");
+    add_keys(&store, RING, 2);
+    insert(&f, &store, RING, 6);
+    let batch = check_out_one(&store, RING, 3);
+    assert_eq!(sign_and_store(&store, &batch), StoreOutcome::Stored);
+    for statement in [
+        "INSERT OR REPLACE INTO signatures SELECT record_id, batch_id, zeroblob(64) FROM signatures",
+        "INSERT OR REPLACE INTO records (id, ring_id, payload) SELECT id, ring_id, x'00' FROM records",
+        "INSERT OR REPLACE INTO key_events (ring_id, tick, key_id, event, actor)
+         SELECT ring_id, tick, key_id, event, 'nobody' FROM key_events",
+        "INSERT OR REPLACE INTO batches SELECT * FROM batches",
+        "INSERT OR REPLACE INTO key_uses (ring_id, fence, batch_id, key_id, node, expires_at)
+         SELECT ring_id, fence, batch_id, 2, node, expires_at FROM key_uses",
+        "UPDATE OR REPLACE records SET id = 2 WHERE id = 1",
+    ] {
+        let written = store.run_tx(|c| Ok(c.run(statement, &[])?)).unwrap_err();
+        assert!(written.to_string().contains("never change"), "{statement}: {written}");
+        let read = store.read(|c| Ok(c.run(statement, &[])?)).unwrap_err();
+        assert!(read.to_string().contains("never change"), "{statement}: {read}");
+    }
+    sign_all(&f, &store, RING, 3);
+    assert_signed(&f, &store, RING, 6);
+}
+
+#[test]
+fn every_connection_writes_ahead_syncs_fully_and_checks_its_keys() {
+    let f = Sqlite::new();
+    let store = f.open_own("a");
+    let query = "SELECT (SELECT journal_mode FROM pragma_journal_mode) || ' '
+                     || (SELECT synchronous FROM pragma_synchronous) || ' '
+                     || (SELECT foreign_keys FROM pragma_foreign_keys) AS value";
+    let text = |row: ValueRow| row.value.unwrap_or_default();
+    let writer = store.run_tx(|c| Ok(text(c.row(query, &[])?))).unwrap();
+    let reader = store.read(|c| Ok(text(c.row(query, &[])?))).unwrap();
+    assert_eq!([writer.as_str(), reader.as_str()], ["wal 2 1"; 2], "2 is FULL");
+}
+
+#[test]
+fn one_process_at_a_time_holds_the_signing_lock() {
+    let f = Sqlite::new();
+    let (first, second) = (f.open("first"), f.open("second"));
+    let lock = |store: &dyn Store| store.signing_lock().unwrap();
+    let held = lock(&*first).try_hold("node first").unwrap().unwrap();
+    assert_eq!(lock(&*second).try_hold("node second").unwrap().unwrap_err(), "node first");
+    drop(held);
+    assert!(lock(&*second).try_hold("node second").unwrap().is_ok());
+}
+
+#[test]
+fn a_file_that_is_no_database_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("notes.txt");
+    std::fs::write(&path, "These are no tables. ".repeat(500)).unwrap();
+    let error = open(&DatabaseUrl::Sqlite { path: path.clone() }, &options("a")).err().unwrap();
+    assert!(matches!(error, StoreError::Connect(_)), "{error:?}");
+    assert!(error.to_string().contains("notes.txt"), "{error}");
+    assert!(std::fs::read_to_string(path).unwrap().starts_with("These are no tables"));
+}
