@@ -201,7 +201,7 @@ fn faults(batch: &CountedBatch, ring: Option<&RingUnderAudit>) -> Vec<(Rule, Str
     let expected = u64::from(batch.record_count);
     let found = batch.signatures;
     let is_stored = ring.history.ledger().is_stored(batch.id);
-    if false || (found < expected && ring.window.was_stored(batch.id)) {
+    if found > expected || (found < expected && ring.window.was_stored(batch.id)) {
         faults.push((Rule::R1, format!("expected {expected} signatures, found {found}")));
     }
     if found > 0 && !is_stored {
