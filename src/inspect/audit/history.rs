@@ -160,3 +160,37 @@ const OPEN: &[BatchState] = &[BatchState::Open];
 const STORED: &[BatchState] = &[BatchState::Stored];
 /// Without an open use. A batch that a sweep has made was never checked out.
 const IDLE: &[BatchState] = &[BatchState::Retry, BatchState::Quarantined];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::Rule;
+    use crate::types::{KeyEvent, KeyId, Position};
+
+    /// What the end of a history up to tick 3 is found to break, if the clock was read as `before`
+    /// and `after` around the last page.
+    fn judged(before: i64, after: i64) -> Vec<(Rule, Option<Tick>)> {
+        let cursor = Position::START;
+        let ring = Ring { id: RingId(1), name: "default".to_owned(), tick: Tick(3), cursor };
+        let mut history = RingHistory::new(&ring);
+        for tick in 1..=3 {
+            let (tick, key) = (Tick(tick), KeyId(tick));
+            let event = Event::Key { tick, key, event: KeyEvent::Added };
+            assert_eq!(history.ledger.apply(&event), []);
+        }
+        history.clock = (Tick(before), Tick(after));
+        let mut findings = Findings::default();
+        history.judge_end(&mut findings);
+        let report = findings.into_report(Vec::new());
+        report.violations.iter().map(|finding| (finding.rule, finding.tick)).collect()
+    }
+
+    #[test]
+    fn the_last_event_may_stand_anywhere_between_two_readings_of_the_clock() {
+        for (before, after) in [(3, 3), (2, 3), (3, 4), (1, 9)] {
+            assert_eq!(judged(before, after), [], "{before}, {after}");
+        }
+        assert_eq!(judged(4, 5), [(Rule::Ticks, Some(Tick(4)))]);
+        assert_eq!(judged(1, 2), [(Rule::Ticks, Some(Tick(3)))]);
+    }
+}
