@@ -2,7 +2,8 @@
 //! prove afterwards that it kept its rules.
 //!
 //! The floors, each importing only from lower ones: [`types`] and [`clock`] < [`ledger`],
-//! [`signing`], [`config`] < [`keyring`] < [`db`] < `actors` < `http` < `app` < `cli` < `main`.
+//! [`signing`], [`config`] < [`keyring`] < [`db`] < [`inspect`] < `actors` < `http` < `app` <
+//! `cli` < `main`.
 
 pub mod actors;
 pub mod app;
