@@ -124,20 +124,21 @@ fn step(what: &str, result: &str, time: Duration) -> anyhow::Result<()> {
 }
 
 fn next_steps(path: &Path) -> anyhow::Result<()> {
-    let url = format!("sqlite://{}", path.display());
+    let program = std::env::args().next().unwrap_or_else(|| "chancery".to_owned());
+    let chancery = format!("{program} --database-url sqlite://{}", path.display());
     output::print_line(&format!(
         "
 Every record has exactly one signature. No key was ever used twice at a time, each batch has one
 key, and the keys took turns, least recently used first. Do not take our word for it:
 
-  chancery --database-url {url} status
-  chancery --database-url {url} keys list
-  chancery --database-url {url} audit --json
-  chancery --database-url {url} export | head -1
+  {chancery} status
+  {chancery} keys list
+  {chancery} audit --json
+  {chancery} export | head -1
 
 Sign more:
 
-  chancery --database-url {url} seed --records 50000
-  chancery --database-url {url} run"
+  {chancery} seed --records 50000
+  {chancery} run"
     ))
 }
