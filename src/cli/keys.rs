@@ -7,7 +7,7 @@ use super::{Context, Outcome, output};
 use crate::app::{self, MissingDatabase, UsageError};
 use crate::db::{Key, NewKey, Ring, Store};
 use crate::keyring::{Algorithm, Kek, KeyIdentity, jwk, seal};
-use crate::signing::{PrivateKey, PublicKey};
+use crate::signing::{PrivateKey, PublicKey, SigningError};
 use crate::types::{KeyEvent, KeyId, KeyStatus, Kid};
 
 /// Generate, list, export, enable and disable signing keys
@@ -111,9 +111,7 @@ pub(super) fn generate(
     })?;
     let database_id = store.database_id()?;
     let ids = store.add_keys(ring.id, count, if_empty, &actor(), &mut |id| {
-        let private_key = PrivateKey::generate()?;
-        let public_key = private_key.public_key();
-        let kid = jwk::kid(&public_key);
+        let (private_key, public_key, kid) = generate_one()?;
         let identity = KeyIdentity {
             database_id: database_id.clone(),
             ring: ring.id,
@@ -130,6 +128,18 @@ pub(super) fn generate(
         })
     })?;
     Ok(ids)
+}
+
+/// A key whose kid cannot be taken for a flag on the command line, as one in 64 could.
+fn generate_one() -> Result<(PrivateKey, PublicKey, Kid), SigningError> {
+    loop {
+        let private_key = PrivateKey::generate()?;
+        let public_key = private_key.public_key();
+        let kid = jwk::kid(&public_key);
+        if !kid.0.starts_with('-') {
+            return Ok((private_key, public_key, kid));
+        }
+    }
 }
 
 /// Who acts, for the ring's history: the user of this process.
