@@ -158,9 +158,9 @@ fn a_json_answer_is_one_document_and_nothing_else(site: Site) {
 
 #[test]
 fn the_log_goes_to_standard_error_as_one_json_object_a_line_if_so_asked() {
-    let site = Site::postgres().set("CHANCERY_LOG__LEVEL", "debug").with(2, 10);
-    let ended = site.run(&["--log-format", "json", "run"]).expect_code(0);
-    assert!(ended.stderr.lines().count() > 0, "{ended}");
+    let site = Site::sqlite();
+    let ended = site.run(&["--log-format", "json", "seed", "--records", "1"]).expect_code(0);
+    let ended = ended.expect_stderr("made the schema");
     for line in ended.stderr.lines() {
         let entry: Value = serde_json::from_str(line).unwrap_or_else(|error| {
             panic!("{error}: {line}");
@@ -188,6 +188,20 @@ fn a_reader_that_goes_away_is_no_error() {
         child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
         assert_eq!((child.wait().unwrap().code(), said.as_str()), (Some(0), ""), "{arguments:?}");
     }
+}
+
+#[test]
+fn no_new_key_has_a_name_that_reads_as_a_flag() {
+    let site = Site::sqlite();
+    site.prepare();
+    site.run(&["keys", "generate", "--count", "1000"]).expect_code(0);
+    // Left to chance, one in 64 begins with `-`.
+    let keys = listed_keys(&site);
+    assert_eq!(keys.len(), 1_000);
+    assert!(keys.iter().all(|key| !kid(key).starts_with('-')));
+    site.run(&["keys", "export", "--kid", "-x"])
+        .expect_code(2)
+        .expect_stderr("error: no key of the ring begins with \"-x\"\n");
 }
 
 /// The kids that a command printed as `keys list --json`, in the ring's order.

@@ -127,7 +127,7 @@ const BAD: &str = "{\"id\": \"a\", \"body\": \"good\"}\n\
 const BAD_LINES: &str = "line 2: not valid JSON: expected ident at column 2\n\
                          line 3: the field \"body\" is missing\n\
                          line 4: the external id is empty\n\
-                         line 6: the field \"body\" is a number; it must be a string\n";
+                         line 6: the field \"body\" is an integer; it must be a string\n";
 
 const ID_AND_BODY: [&str; 6] = ["--format", "jsonl", "--id-field", "id", "--payload-field", "body"];
 

@@ -20,6 +20,8 @@ mod import_export;
 mod interruption;
 mod main_job;
 mod many_processes;
+mod openssl;
 mod outages;
 mod payloads;
+mod project;
 mod sizes;

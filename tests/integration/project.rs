@@ -1,0 +1,457 @@
+//! The project's own files: what they promise each other.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Component, Path, PathBuf};
+use std::process::Command;
+
+use yaml_rust2::{Yaml, YamlLoader};
+
+use crate::support::Site;
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+/// The floors, from the lowest up; a module imports from lower floors and from itself.
+const FLOORS: [&[&str]; 11] = [
+    &["types", "clock"],
+    &["ledger", "signing", "config", "intake", "seed"],
+    &["keyring"],
+    &["db"],
+    &["inspect"],
+    &["actors"],
+    &["http"],
+    &["app"],
+    &["cli"],
+    &["lib"],
+    &["main"],
+];
+
+/// Every file of the project, as Git would keep it: neither build products nor secrets.
+fn project_files() -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    let mut folders = vec![PathBuf::from(ROOT)];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).unwrap().map(Result::unwrap) {
+            let path = entry.path();
+            let name = entry.file_name();
+            if ["target", ".git", "secrets"].iter().any(|skipped| name == *skipped) {
+                continue;
+            }
+            if entry.file_type().unwrap().is_dir() {
+                folders.push(path);
+            } else {
+                files.push(path);
+            }
+        }
+    }
+    files.sort();
+    assert!(files.len() > 50, "{} files", files.len());
+    files
+}
+
+/// The files under a folder of the project, or in it, whose names end so.
+fn files_of(folder: &str, ending: &str) -> Vec<PathBuf> {
+    let is_one = |path: &PathBuf| {
+        path.starts_with(Path::new(ROOT).join(folder)) && path.to_string_lossy().ends_with(ending)
+    };
+    project_files().into_iter().filter(is_one).collect()
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    let path = Path::new(ROOT).join(path);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// A path as it is written in the project.
+fn short(path: &Path) -> String {
+    path.strip_prefix(ROOT).unwrap_or(path).display().to_string()
+}
+
+/// Source files with the top module that each belongs to, and their text without comments.
+fn sources() -> Vec<(PathBuf, String, String)> {
+    let source = |path: PathBuf| {
+        let relative = path.strip_prefix(Path::new(ROOT).join("src")).unwrap();
+        let Some(Component::Normal(first)) = relative.components().next() else { unreachable!() };
+        let module = first.to_string_lossy().trim_end_matches(".rs").to_owned();
+        let is_code = |line: &&str| !line.trim_start().starts_with("//");
+        let text = read(&path);
+        let code: Vec<&str> = text.lines().filter(is_code).collect();
+        (path, module, code.join("\n"))
+    };
+    files_of("src", ".rs").into_iter().map(source).collect()
+}
+
+/// The modules that stand behind `crate::` in a source text, those in braces too.
+fn imported(code: &str) -> BTreeSet<String> {
+    let mut modules = BTreeSet::new();
+    let name_of = |text: &str| -> String {
+        text.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect()
+    };
+    for (at, prefix) in code.match_indices("crate::") {
+        let rest = &code[at + prefix.len()..];
+        let Some(list) = rest.strip_prefix('{') else {
+            modules.insert(name_of(rest));
+            continue;
+        };
+        let mut depth = 0;
+        let mut is_start = true;
+        for (at, c) in list.char_indices() {
+            match c {
+                '}' if depth == 0 => break,
+                '{' => depth += 1,
+                '}' => depth -= 1,
+                ',' if depth == 0 => is_start = true,
+                c if is_start && !c.is_whitespace() => {
+                    modules.insert(name_of(&list[at..]));
+                    is_start = false;
+                }
+                _ => {}
+            }
+        }
+    }
+    modules
+}
+
+#[test]
+fn every_module_imports_from_lower_floors_only() {
+    let floor_of = |module: &str| FLOORS.iter().position(|floor| floor.contains(&module));
+    let mut imports = 0;
+    let mut wrong = Vec::new();
+    for (path, module, code) in sources() {
+        let Some(floor) = floor_of(&module) else {
+            wrong.push(format!("{}: {module} is on no floor", short(&path)));
+            continue;
+        };
+        for name in imported(&code) {
+            imports += 1;
+            if name != module && floor_of(&name).is_none_or(|other| other >= floor) {
+                wrong.push(format!("{}: {module} imports {name}", short(&path)));
+            }
+        }
+    }
+    assert!(imports > 50, "{imports} imports found");
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn imports_are_found_alone_and_in_braces() {
+    let code = "use crate::db::Store; use crate::{\n    app::{self, x},\n    types::{A, B},\n};\n\
+                let a = crate::config::load();";
+    let found: Vec<String> = imported(code).into_iter().collect();
+    assert_eq!(found, ["app", "config", "db", "types"]);
+}
+
+#[test]
+fn diesel_stays_in_db_and_actix_above_it() {
+    let uses = |code: &str, name: &str| {
+        code.match_indices(name).any(|(at, _)| {
+            let before = code[..at].chars().next_back().unwrap_or(' ');
+            let after = code[at + name.len()..].chars().next().unwrap_or(' ');
+            !(before.is_alphanumeric() || before == '_' || before == ':' || before == '"')
+                && (after == ':' || after == '_')
+        })
+    };
+    let mut found = BTreeSet::new();
+    for (path, module, code) in sources() {
+        for (name, modules) in
+            [("diesel", ["db"].as_slice()), ("actix", &["actors", "http", "app", "cli"])]
+        {
+            if uses(&code, name) {
+                assert!(modules.contains(&module.as_str()), "{} uses {name}", short(&path));
+                found.insert((name, module.clone()));
+            }
+        }
+    }
+    for needed in [("diesel", "db"), ("actix", "actors")] {
+        assert!(found.contains(&(needed.0, needed.1.to_owned())), "{needed:?} in {found:?}");
+    }
+}
+
+#[test]
+fn no_source_file_is_longer_than_550_lines() {
+    let long: Vec<String> = files_of("src", ".rs")
+        .into_iter()
+        .map(|path| (read(&path).lines().count(), short(&path)))
+        .filter(|(lines, _)| *lines > 550)
+        .map(|(lines, path)| format!("{path}: {lines} lines"))
+        .collect();
+    assert!(long.is_empty(), "{long:#?}");
+}
+
+#[test]
+fn both_databases_have_the_same_migrations() {
+    let of = |database: &str| -> Vec<String> {
+        let folder = format!("migrations/{database}");
+        let files = files_of(&folder, ".sql");
+        files.iter().map(|path| short(path).replacen(&folder, "", 1)).collect()
+    };
+    let postgres = of("postgres");
+    assert!(!postgres.is_empty());
+    assert_eq!(postgres, of("sqlite"));
+    for up in postgres.iter().filter(|path| path.ends_with("/up.sql")) {
+        let down = up.replace("/up.sql", "/down.sql");
+        assert!(postgres.contains(&down), "{down} is missing");
+    }
+}
+
+#[test]
+fn both_databases_have_the_same_columns_and_indexes() {
+    let (postgres, sqlite) = (Site::postgres(), Site::sqlite());
+    for site in [&postgres, &sqlite] {
+        site.run(&["migrate"]).expect_code(0);
+    }
+    let columns = postgres.database.rows(
+        "SELECT table_name || '.' || column_name AS value FROM information_schema.columns
+         WHERE table_schema = 'public' ORDER BY 1",
+    );
+    let expected = sqlite.database.rows(
+        "SELECT t.name || '.' || c.name AS value FROM sqlite_schema t, pragma_table_info(t.name) c
+         WHERE t.type IN ('table', 'view') AND t.name NOT LIKE 'sqlite_%' ORDER BY 1",
+    );
+    assert!(columns.len() > 60, "{columns:?}");
+    assert_eq!(columns, expected);
+
+    let indexes = postgres.database.rows(
+        "SELECT indexname AS value FROM pg_indexes
+         WHERE schemaname = 'public' AND indexname NOT IN (SELECT conname FROM pg_constraint)
+         ORDER BY 1",
+    );
+    let expected = sqlite.database.rows(
+        "SELECT name AS value FROM sqlite_schema WHERE type = 'index' AND sql IS NOT NULL ORDER BY 1",
+    );
+    assert!(indexes.len() > 5, "{indexes:?}");
+    assert_eq!(indexes, expected);
+}
+
+#[test]
+fn a_schema_can_be_taken_down_and_built_again() {
+    for (folder, site) in [("postgres", Site::postgres()), ("sqlite", Site::sqlite())] {
+        let site = site.with(2, 10);
+        for down in files_of(&format!("migrations/{folder}"), "/down.sql").iter().rev() {
+            site.database.execute(&read(down));
+        }
+        site.database.execute("DELETE FROM __diesel_schema_migrations");
+        let tables = match folder {
+            "postgres" => "pg_tables WHERE schemaname = 'public'",
+            _ => "sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%'",
+        };
+        let left = site.database.number(&format!("SELECT count(*) AS value FROM {tables}"));
+        assert_eq!(left, 1, "tables left on {folder} beside that of the versions");
+        site.run(&["migrate"]).expect_code(0).expect_stdout("applied ");
+        assert_eq!(site.database.number("SELECT count(*) AS value FROM records"), 0);
+    }
+}
+
+#[test]
+fn the_example_of_a_configuration_loads() {
+    let site = Site::sqlite();
+    let example = format!("{ROOT}/chancery.example.toml");
+    let shown = site.run(&["--config", &example, "config"]).expect_code(0);
+    shown.expect_stdout(&format!("batch_size = 500  # {example}:"));
+}
+
+#[test]
+fn every_relative_link_of_the_documentation_leads_somewhere() {
+    let mut links = 0;
+    for path in files_of("", ".md") {
+        for target in link_targets(&read(&path)) {
+            if target.contains("://") || target.starts_with("mailto:") || target.starts_with('#') {
+                continue;
+            }
+            links += 1;
+            let file = target.split('#').next().unwrap_or_default();
+            let exists = path.parent().unwrap().join(file).exists();
+            assert!(exists, "{} links to {target}, which is not there", short(&path));
+        }
+    }
+    assert!(links > 5, "{links} links found");
+}
+
+/// What the inline links and the reference definitions of a Markdown text lead to.
+fn link_targets(text: &str) -> Vec<String> {
+    let mut targets = Vec::new();
+    let mut is_code = false;
+    for line in text.lines() {
+        if line.trim_start().starts_with("```") {
+            is_code = !is_code;
+        }
+        if is_code {
+            continue;
+        }
+        for (at, mark) in line.match_indices("](") {
+            let target = line[at + mark.len()..].split([')', ' ']).next().unwrap_or_default();
+            targets.push(target.to_owned());
+        }
+        if let Some((_, target)) = line.split_once("]: ").filter(|_| line.starts_with('[')) {
+            targets.push(target.split(' ').next().unwrap_or_default().to_owned());
+        }
+    }
+    targets
+}
+
+#[test]
+fn the_changelog_names_this_version() {
+    let heading = format!("## [{}]", env!("CARGO_PKG_VERSION"));
+    let changelog = read("CHANGELOG.md");
+    assert!(changelog.lines().any(|line| line.starts_with(&heading)), "no line {heading}");
+}
+
+fn compose() -> Yaml {
+    let mut documents = YamlLoader::load_from_str(&read("docker-compose.yml")).unwrap();
+    assert_eq!(documents.len(), 1);
+    documents.remove(0)
+}
+
+/// A service's value, its own or one that it merges in (`<<`).
+fn value_of<'a>(service: &'a Yaml, key: &str) -> &'a Yaml {
+    match &service[key] {
+        Yaml::BadValue => &service["<<"][key],
+        own => own,
+    }
+}
+
+fn text(yaml: &Yaml) -> &str {
+    yaml.as_str().unwrap_or_else(|| panic!("not a text: {yaml:?}"))
+}
+
+#[test]
+fn compose_has_the_services_that_are_promised_with_health_and_secrets() {
+    let compose = compose();
+    let services = compose["services"].as_hash().unwrap();
+    let names: BTreeSet<&str> = services.keys().map(text).collect();
+    assert_eq!(names, BTreeSet::from(["postgres", "migrate", "keys", "seed", "sign", "serve"]));
+
+    let postgres = &compose["services"]["postgres"];
+    assert_eq!(text(&postgres["healthcheck"]["test"][1]), "pg_isready");
+    assert_eq!(
+        text(&compose["services"]["migrate"]["depends_on"]["postgres"]["condition"]),
+        "service_healthy"
+    );
+
+    let mut given = 0;
+    for (name, service) in services {
+        let image = text(value_of(service, "image"));
+        let tag = image.split_once(':').map(|(_, tag)| tag);
+        assert!(tag.is_some_and(|tag| tag != "latest"), "{image}");
+        for secret in value_of(service, "secrets").as_vec().unwrap() {
+            let source = secret.as_str().unwrap_or_else(|| text(&secret["source"]));
+            let file = text(&compose["secrets"][source]["file"]);
+            assert!(file.starts_with("./secrets/"), "{file}");
+            given += 1;
+        }
+        if text(name) != "postgres" {
+            let user = text(value_of(service, "user"));
+            assert!(user.starts_with("${CHANCERY_UID:-1000}:"), "{user}");
+            assert_eq!(value_of(service, "read_only").as_bool(), Some(true));
+        }
+    }
+    assert!(given >= 6, "{given} secrets given");
+    assert!(!read("docker-compose.yml").contains("POSTGRES_PASSWORD:"), "a password in the open");
+}
+
+#[test]
+fn compose_starts_the_program_with_what_it_understands() {
+    let compose = compose();
+    let mut started = 0;
+    for (name, service) in compose["services"].as_hash().unwrap() {
+        let Some(command) = service["command"].as_vec() else { continue };
+        // With --help behind them, the arguments are read and nothing is done.
+        let mut arguments: Vec<&str> = command.iter().map(text).collect();
+        for argument in &mut arguments {
+            if let Some((_, default)) = argument.split_once(":-") {
+                *argument = default.trim_end_matches('}');
+            }
+        }
+        arguments.push("--help");
+        let mut site = Site::sqlite();
+        site.run(&arguments).expect_code(0);
+
+        let environment = &service["environment"];
+        let own = environment.as_hash().unwrap();
+        let merged = environment["<<"].as_hash().into_iter().flatten();
+        let deeper = environment["<<"]["<<"].as_hash().into_iter().flatten();
+        let mut set = BTreeSet::new();
+        for (variable, value) in own.iter().chain(merged).chain(deeper) {
+            if text(variable) != "<<" {
+                set.insert(text(variable));
+                site = site.set(text(variable), text(value));
+            }
+        }
+        assert!(set.contains("CHANCERY_DATABASE__URL"), "{name:?} sets {set:?}");
+        site.run(&["config"]).expect_code(0);
+        started += 1;
+    }
+    assert_eq!(started, 5);
+}
+
+#[test]
+fn the_image_is_built_in_stages_and_does_not_run_as_root() {
+    let dockerfile = read("Dockerfile");
+    let of = |word: &str| -> Vec<String> {
+        let lines = dockerfile.lines().filter_map(|line| line.strip_prefix(word));
+        lines.map(|rest| rest.trim().to_owned()).collect()
+    };
+    let stages = of("FROM ");
+    assert!(stages.len() >= 2, "{stages:?}");
+    for stage in &stages {
+        let image = stage.split(' ').next().unwrap();
+        let tag = image.rsplit_once(':').map(|(_, tag)| tag);
+        assert!(tag.is_some_and(|tag| tag != "latest"), "{image}");
+    }
+    let last_stage = &dockerfile[dockerfile.rfind("\nFROM ").unwrap()..];
+    let user = of("USER ").pop().unwrap();
+    assert!(last_stage.contains(&format!("\nUSER {user}\n")), "the last stage sets no user");
+    let id: u32 = user.split(':').next().unwrap().parse().unwrap();
+    assert_ne!(id, 0);
+    assert!(of("ARG VERSION=").contains(&env!("CARGO_PKG_VERSION").to_owned()));
+}
+
+#[test]
+fn every_script_is_executable_and_its_syntax_is_right() {
+    let mut scripts = 0;
+    for path in project_files() {
+        let Ok(text) = fs::read_to_string(&path) else { continue };
+        let Some(shell) = ["#!/usr/bin/env bash", "#!/bin/bash", "#!/bin/sh"]
+            .iter()
+            .find(|line| text.starts_with(**line))
+        else {
+            continue;
+        };
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o111, 0o111, "{} is not executable", short(&path));
+        let shell = if shell.ends_with("bash") { "bash" } else { "sh" };
+        let checked = Command::new(shell).arg("-n").arg(&path).output().unwrap();
+        assert!(checked.status.success(), "{}: {checked:?}", short(&path));
+        scripts += 1;
+    }
+    assert!(scripts >= 4, "{scripts} scripts");
+}
+
+#[test]
+fn no_file_holds_a_path_of_the_machine_it_was_written_on() {
+    // In halves, so that this file holds none itself.
+    let traces =
+        [["/wo", "rk/"], ["/ro", "ot/"], ["/Us", "ers/"], ["/ho", "me/"]].map(|p| p.concat());
+    let own_path = ROOT.matches('/').count() > 1;
+    let mut wrong = Vec::new();
+    for path in project_files() {
+        let text = String::from_utf8_lossy(&fs::read(&path).unwrap()).into_owned();
+        for (number, line) in text.lines().enumerate() {
+            let has_trace = traces.iter().any(|trace| {
+                line.match_indices(trace.as_str()).any(|(at, _)| {
+                    let starts = line[..at]
+                        .chars()
+                        .next_back()
+                        .is_none_or(|c| !(c.is_alphanumeric() || "-_.".contains(c)));
+                    // The home of the image's own user.
+                    starts && !line[at + trace.len()..].starts_with("nonroot")
+                })
+            });
+            if has_trace || (own_path && line.contains(ROOT)) {
+                wrong.push(format!("{}:{}: {line}", short(&path), number + 1));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
