@@ -8,6 +8,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Value, json};
 
+use crate::support::database::unhex;
 use crate::support::judge::judge;
 use crate::support::program::Ended;
 use crate::support::{LIMIT, Site};
@@ -32,27 +33,19 @@ impl Site {
 
     /// The records in their order: external id and payload, read past the program.
     fn records(&self) -> Vec<(String, Vec<u8>)> {
-        let payload = match self.database.is_postgres() {
-            true => "encode(payload, 'hex')",
-            false => "lower(hex(payload))",
-        };
+        let payload = self.database.hex("payload");
         let column = |what: &str| {
             self.database.rows(&format!("SELECT {what} AS value FROM records ORDER BY id"))
         };
         column("external_id")
             .into_iter()
-            .zip(column(payload).iter().map(|hex| unhex(hex)))
+            .zip(column(&payload).iter().map(|hex| unhex(hex)))
             .collect()
     }
 
     fn payloads(&self) -> Vec<Vec<u8>> {
         self.records().into_iter().map(|(_, payload)| payload).collect()
     }
-}
-
-fn unhex(hex: &str) -> Vec<u8> {
-    let digit = |byte: u8| char::from(byte).to_digit(16).unwrap() as u8;
-    hex.as_bytes().chunks(2).map(|pair| digit(pair[0]) * 16 + digit(pair[1])).collect()
 }
 
 fn owned(records: &[(&str, &str)]) -> Vec<(String, Vec<u8>)> {

@@ -16,6 +16,7 @@ mod arrivals;
 mod command_line;
 mod configuration;
 mod failures;
+mod hostile;
 mod import_export;
 mod interruption;
 mod main_job;

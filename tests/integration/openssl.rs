@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::support::Site;
+use crate::support::database::unhex;
 use crate::support::judge::judge;
 
 on_both_databases! {
@@ -35,15 +36,11 @@ struct Signed {
 impl Signed {
     /// The signed records for which the SQL condition holds, in their order.
     fn find(site: &Site, condition: &str) -> Vec<Signed> {
-        let hex = |column: &str| match site.database.is_postgres() {
-            true => format!("encode({column}, 'hex')"),
-            false => format!("lower(hex({column}))"),
-        };
         let rows = site.database.rows(&format!(
             "SELECT kid || ' ' || {} || ' ' || {} AS value FROM signed_records
              WHERE {condition} ORDER BY record_id",
-            hex("payload"),
-            hex("signature")
+            site.database.hex("payload"),
+            site.database.hex("signature")
         ));
         let signed = |row: &String| {
             let parts: Vec<&str> = row.split(' ').collect();
@@ -70,11 +67,6 @@ impl Signed {
             _ => panic!("{output:?}"),
         }
     }
-}
-
-fn unhex(hex: &str) -> Vec<u8> {
-    let digits = hex.as_bytes().chunks(2).map(|pair| std::str::from_utf8(pair).unwrap());
-    digits.map(|pair| u8::from_str_radix(pair, 16).unwrap()).collect()
 }
 
 fn openssl_verifies_signatures_over_a_real_text(site: Site) {

@@ -70,6 +70,14 @@ impl Database {
         connection
     }
 
+    /// An SQL expression for the bytes of a column as hexadecimal digits; [`unhex`] reads them.
+    pub(crate) fn hex(&self, column: &str) -> String {
+        match self {
+            Database::Postgres(_) => format!("encode({column}, 'hex')"),
+            Database::Sqlite(_) => format!("hex({column})"),
+        }
+    }
+
     /// Runs statements.
     #[track_caller]
     pub(crate) fn execute(&self, statements: &str) {
@@ -108,4 +116,11 @@ where
     let query = sql_query(format!("SELECT CAST(value AS TEXT) AS value FROM ({query}) q"));
     let rows: Vec<Value> = query.load(connection)?;
     Ok(rows.into_iter().map(|row| row.value.unwrap_or_default()).collect())
+}
+
+/// The bytes that hexadecimal digits stand for.
+#[track_caller]
+pub(crate) fn unhex(digits: &str) -> Vec<u8> {
+    let pairs = digits.as_bytes().chunks(2).map(|pair| std::str::from_utf8(pair).unwrap());
+    pairs.map(|pair| u8::from_str_radix(pair, 16).unwrap()).collect()
 }

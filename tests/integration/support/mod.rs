@@ -133,7 +133,12 @@ impl Site {
 
     /// Runs a command, made by [`Site::command`] and changed, to its end.
     pub(crate) fn run_command(&self, command: Command) -> Ended {
-        Running::start(command, None).wait()
+        self.start_command(command).wait()
+    }
+
+    /// Starts a command, made by [`Site::command`] and changed.
+    pub(crate) fn start_command(&self, command: Command) -> Running {
+        Running::start(command, None)
     }
 
     /// The program as it would be started here.
