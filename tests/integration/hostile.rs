@@ -218,7 +218,11 @@ fn an_sqlite_file_that_may_only_be_read_is_refused_by_name() {
     fs::set_permissions(site.path("."), Permissions::from_mode(0o555)).unwrap();
     let ended = site.run_command(command);
     fs::set_permissions(site.path("."), Permissions::from_mode(0o755)).unwrap();
-    assert_hopeless(ended, 1, "chancery.db: the database refused: XX");
+    assert_hopeless(
+        ended,
+        1,
+        "chancery.db: the database refused: attempt to write a readonly database",
+    );
     assert_eq!(site.database.number("SELECT count(*) AS value FROM records"), 5);
 }
 
