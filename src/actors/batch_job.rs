@@ -83,7 +83,12 @@ enum Failure {
 
 impl From<SignFailure> for Failure {
     fn from(failure: SignFailure) -> Self {
-        Failure::Batch(failure.to_string())
+        match failure {
+            SignFailure::PastDeadline => Failure::Node(failure.to_string()),
+            SignFailure::Panicked(_) | SignFailure::Engine(_) => {
+                Failure::Batch(failure.to_string())
+            }
+        }
     }
 }
 
@@ -163,6 +168,7 @@ async fn sign_and_store(stations: &Stations, checkout: &Checkout) -> Result<(), 
         Ok(StoreReply::Stored) => Ok(()),
         Ok(StoreReply::Fenced(outcome)) => Err(Failure::Fenced(outcome)),
         Ok(StoreReply::Refused(reason)) => Err(Failure::Batch(reason)),
+        Ok(StoreReply::Unsettled(reason)) => Err(Failure::Node(reason)),
         Err(error) => Err(Failure::Node(format!("the writer is gone: {error}"))),
     }
 }
