@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::prelude::*;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::db_writer::DbWriter;
 use super::key_manager::KeyManager;
@@ -29,9 +29,6 @@ const PERMIT_BYTES: usize = 1024;
 /// How long to wait between attempts while the database is not reachable.
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// How often a use is given up before its lease is left to do it.
-const GIVE_UP_ATTEMPTS: u32 = 20;
-
 /// What all batches of a node share.
 #[derive(Clone)]
 pub(super) struct Stations {
@@ -45,6 +42,18 @@ pub(super) struct Stations {
     pub(super) slice_bytes: usize,
     /// After how long a station that has not answered counts as failed.
     pub(super) watchdog: Duration,
+}
+
+impl Stations {
+    /// A station that has stopped, so that no batch can pass it any more.
+    pub(super) fn gone(&self) -> Option<&'static str> {
+        let stations = [
+            ("loader", self.loader.connected()),
+            ("signer", self.signer.connected()),
+            ("writer", self.writer.connected()),
+        ];
+        stations.into_iter().find(|(_, connected)| !connected).map(|(station, _)| station)
+    }
 }
 
 /// Bounds the payload bytes in this node's memory.
@@ -64,10 +73,10 @@ impl PayloadPermits {
         permits.clamp(1, self.most)
     }
 
-    /// How many bytes of payload may be loaded now.
-    #[cfg(test)]
-    pub(super) fn free_bytes(&self) -> usize {
-        self.semaphore.available_permits() * PERMIT_BYTES
+    /// How many bytes of payload are loaded, or may be at any moment, in whole permits.
+    pub(super) fn taken_bytes(&self) -> u64 {
+        let taken = (self.most as usize).saturating_sub(self.semaphore.available_permits());
+        (taken * PERMIT_BYTES) as u64
     }
 }
 
@@ -83,7 +92,12 @@ enum Failure {
 
 impl From<SignFailure> for Failure {
     fn from(failure: SignFailure) -> Self {
-        Failure::Batch(failure.to_string())
+        match failure {
+            SignFailure::PastDeadline => Failure::Node(failure.to_string()),
+            SignFailure::Panicked(_) | SignFailure::Engine(_) => {
+                Failure::Batch(failure.to_string())
+            }
+        }
     }
 }
 
@@ -135,10 +149,16 @@ async fn give_up(
     }
 }
 
-/// Tells the KeyManager how the use ended; how it stands in the database, if that is known.
+/// Gives a batch back that will not be started.
+pub(super) async fn hand_back(stations: Stations, checkout: Checkout) {
+    return_key(&stations, &checkout, Return::GiveUp { failure: None }).await;
+}
+
+/// Tells the KeyManager how the use ended, again while the database is not reachable; how it
+/// stands there, if that is known.
 async fn return_key(stations: &Stations, checkout: &Checkout, how: Return) -> Option<Outcome> {
     let key_use = checkout.batch.key_use;
-    for _ in 0..GIVE_UP_ATTEMPTS {
+    loop {
         let message = ReturnKey { key_use, how: how.clone() };
         match stations.key_manager.send(message).await {
             Ok(Ok(outcome)) => return Some(outcome),
@@ -150,8 +170,6 @@ async fn return_key(stations: &Stations, checkout: &Checkout, how: Return) -> Op
             Err(_) => return None,
         }
     }
-    tracing::warn!(fence = %key_use.fence, "left a key use to its lease: no answer to giving it up");
-    None
 }
 
 async fn sign_and_store(stations: &Stations, checkout: &Checkout) -> Result<(), Failure> {
@@ -163,6 +181,7 @@ async fn sign_and_store(stations: &Stations, checkout: &Checkout) -> Result<(), 
         Ok(StoreReply::Stored) => Ok(()),
         Ok(StoreReply::Fenced(outcome)) => Err(Failure::Fenced(outcome)),
         Ok(StoreReply::Refused(reason)) => Err(Failure::Batch(reason)),
+        Ok(StoreReply::Unsettled(reason)) => Err(Failure::Node(reason)),
         Err(error) => Err(Failure::Node(format!("the writer is gone: {error}"))),
     }
 }
@@ -172,25 +191,16 @@ async fn sign(
     stations: &Stations,
     checkout: &Checkout,
 ) -> Result<Vec<(RecordId, Signature)>, Failure> {
-    let expected = checkout.batch.range.record_count as usize;
+    let range = checkout.batch.range;
+    let expected = range.record_count as usize;
     let mut signatures = Vec::with_capacity(expected);
     let mut after = None;
+    let mut slice_bytes = stations.slice_bytes;
     while signatures.len() < expected {
-        let permits = &stations.payload_permits;
-        let wanted = permits.permits(stations.slice_bytes);
-        let mut held = permits
-            .semaphore
-            .acquire_many(wanted)
-            .await
-            .map_err(|_| Failure::Node("the node is stopping".to_owned()))?;
-        let records = load(stations, checkout, after).await?;
+        let (records, _held) =
+            load_within_permits(stations, checkout, after, &mut slice_bytes).await?;
         let Some(last) = records.last() else { break };
         after = Some(last.position);
-        let bytes: usize = records.iter().map(|record| record.payload.len()).sum();
-        let needed = permits.permits(bytes);
-        if let Some(spare) = wanted.checked_sub(needed).filter(|spare| *spare > 0) {
-            drop(held.split(spare as usize));
-        }
         let message = SignBatch {
             key: Arc::clone(&checkout.key),
             deadline: checkout.deadline.clone(),
@@ -199,11 +209,43 @@ async fn sign(
         let signed = answer(stations, "signer", stations.signer.send(message)).await??;
         signatures.extend(signed);
     }
-    if signatures.len() == expected {
-        Ok(signatures)
-    } else {
-        let found = signatures.len();
+    let found = signatures.len();
+    if found != expected {
         Err(Failure::Batch(format!("its range holds {found} records, it was made with {expected}")))
+    } else if after != Some(range.high) {
+        let reason = format!("its range holds more than the {expected} records it was made with");
+        Err(Failure::Batch(reason))
+    } else {
+        Ok(signatures)
+    }
+}
+
+/// Loads a slice while it holds permits for it. Records larger than expected raise `slice_bytes`,
+/// what this batch takes permits for from then on.
+async fn load_within_permits<'a>(
+    stations: &'a Stations,
+    checkout: &Checkout,
+    after: Option<Position>,
+    slice_bytes: &mut usize,
+) -> Result<(Vec<Record>, SemaphorePermit<'a>), Failure> {
+    let permits = &stations.payload_permits;
+    loop {
+        let wanted = permits.permits(*slice_bytes);
+        let acquired = permits.semaphore.acquire_many(wanted).await;
+        let mut held = acquired.map_err(|_| Failure::Node("the node is stopping".to_owned()))?;
+        let records = load(stations, checkout, after).await?;
+        let bytes: usize = records.iter().map(|record| record.payload.len()).sum();
+        let needed = permits.permits(bytes);
+        if needed <= wanted {
+            drop(held.split((wanted - needed) as usize));
+            return Ok((records, held));
+        }
+        *slice_bytes = bytes;
+        if let Ok(more) = permits.semaphore.try_acquire_many(needed - wanted) {
+            held.merge(more);
+            return Ok((records, held));
+        }
+        // To wait for more while holding some could be a wait for each other: load it again.
     }
 }
 

@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 
 use super::messages::{Observe, Stop, StoreBatch, StoreReply};
 use super::signer::panic_message;
-use crate::db::{SignedBatch, Store, StoreError, StoreOutcome};
+use crate::db::{KeyUse, SignedBatch, Store, StoreError, StoreOutcome};
 
 /// How many signatures one transaction stores at most, unless one batch alone has more.
 const GROUP_SIGNATURES: usize = 32_768;
@@ -101,7 +101,7 @@ impl DbWriter {
     }
 
     fn answer(&mut self, settled: Settled, replies: Vec<oneshot::Sender<StoreReply>>) {
-        self.snapshot.groups += 1;
+        self.snapshot.groups += settled.groups;
         self.snapshot.repeated += settled.repeated;
         for ((reply, signatures), waiting) in settled.replies.into_iter().zip(replies) {
             match &reply {
@@ -111,6 +111,7 @@ impl DbWriter {
                 }
                 StoreReply::Fenced(_) => self.snapshot.fenced += 1,
                 StoreReply::Refused(_) => self.snapshot.refused += 1,
+                StoreReply::Unsettled(_) => {}
             }
             // Whoever asked may be gone; the database has the truth.
             let _ = waiting.send(reply);
@@ -121,22 +122,24 @@ impl DbWriter {
 /// What became of a group: for each batch the reply and its number of signatures.
 struct Settled {
     replies: Vec<(StoreReply, u64)>,
+    /// Transactions that stored something.
+    groups: u64,
     repeated: u64,
 }
 
 /// Stores a group, again until the database has answered. If a batch breaks a rule the group is
 /// repeated one by one, so that only the guilty one is refused.
 async fn store_group(workers: Addr<StoreWorker>, group: Arc<Vec<SignedBatch>>) -> Settled {
-    let mut settled = Settled { replies: Vec::with_capacity(group.len()), repeated: 0 };
+    let mut settled = Settled { replies: Vec::with_capacity(group.len()), groups: 0, repeated: 0 };
     match store_until_answered(&workers, &group, 0..group.len(), &mut settled.repeated).await {
         Ok(outcomes) => settled.push(&group, outcomes),
-        Err(refusal) if group.len() == 1 => settled.refuse(&group[0], refusal),
+        Err(error) if group.len() == 1 => settled.fail(&group[0], error),
         Err(_) => {
             for (n, batch) in group.iter().enumerate() {
                 let one = n..n + 1;
                 match store_until_answered(&workers, &group, one, &mut settled.repeated).await {
                     Ok(outcomes) => settled.push(std::slice::from_ref(batch), outcomes),
-                    Err(refusal) => settled.refuse(batch, refusal),
+                    Err(error) => settled.fail(batch, error),
                 }
             }
         }
@@ -146,6 +149,9 @@ async fn store_group(workers: Addr<StoreWorker>, group: Arc<Vec<SignedBatch>>) -
 
 impl Settled {
     fn push(&mut self, batches: &[SignedBatch], outcomes: Vec<StoreOutcome>) {
+        let stored =
+            |o: &StoreOutcome| matches!(o, StoreOutcome::Stored | StoreOutcome::AlreadyStored);
+        self.groups += u64::from(outcomes.iter().any(stored));
         for (batch, outcome) in batches.iter().zip(outcomes) {
             let reply = match outcome {
                 StoreOutcome::Stored | StoreOutcome::AlreadyStored => StoreReply::Stored,
@@ -155,13 +161,20 @@ impl Settled {
         }
     }
 
-    fn refuse(&mut self, batch: &SignedBatch, refusal: String) {
-        let key_use = batch.key_use;
-        tracing::error!(
-            ring = %key_use.ring, fence = %key_use.fence, batch = %key_use.batch,
-            key = %key_use.key, reason = refusal, "the database refused a batch"
-        );
-        self.replies.push((StoreReply::Refused(refusal), 0));
+    fn fail(&mut self, batch: &SignedBatch, error: StoreError) {
+        let KeyUse { ring, fence, batch, key } = batch.key_use;
+        let reason = error.to_string();
+        let reply = match error {
+            StoreError::Refused(_) | StoreError::Database(_) => {
+                tracing::error!(%ring, %fence, %batch, %key, reason, "the database refused a batch");
+                StoreReply::Refused(reason)
+            }
+            _ => {
+                tracing::error!(%ring, %fence, %batch, %key, reason, "could not store a batch");
+                StoreReply::Unsettled(reason)
+            }
+        };
+        self.replies.push((reply, 0));
     }
 }
 
@@ -170,17 +183,20 @@ async fn store_until_answered(
     group: &Arc<Vec<SignedBatch>>,
     part: std::ops::Range<usize>,
     repeated: &mut u64,
-) -> Result<Vec<StoreOutcome>, String> {
+) -> Result<Vec<StoreOutcome>, StoreError> {
     let mut pause = Duration::from_millis(20);
     loop {
         let message = StoreGroup { group: Arc::clone(group), part: part.clone() };
         let error = match workers.send(message).await {
             Ok(Ok(outcomes)) => return Ok(outcomes),
             Ok(Err(error)) => error,
-            Err(error) => return Err(format!("the store workers are gone: {error}")),
+            Err(error) => {
+                let message = format!("the store workers are gone: {error}");
+                return Err(StoreError::Connect(message));
+            }
         };
         if !error.is_retryable() {
-            return Err(error.to_string());
+            return Err(error);
         }
         // Whether the commit took effect may be unknown; the repetition settles it.
         tracing::warn!(%error, batches = part.len(), "could not store, trying again");
@@ -202,7 +218,7 @@ impl Handler<StoreBatch> for DbWriter {
         self.waiting.push_back(Waiting { batch: message.0, reply });
         self.flush(context);
         Box::pin(async move {
-            settled.await.unwrap_or_else(|_| StoreReply::Refused("the writer stopped".to_owned()))
+            settled.await.unwrap_or_else(|_| StoreReply::Unsettled("the writer stopped".to_owned()))
         })
     }
 }

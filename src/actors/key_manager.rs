@@ -2,12 +2,14 @@
 //!
 //! Invariant: a private key leaves this actor only inside a [`Checkout`] whose key use is open in
 //! the database, and database work is done one piece at a time, in the order it was asked for.
+//! The mailbox stays open meanwhile: a slow database delays no snapshot and no stop.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use actix::prelude::*;
+use tokio::sync::Mutex as Turns;
 
 use super::key_set::{KeySet, KeySetError};
 use super::messages::{CheckOut, Checkout, Granted, Observe, Return, ReturnKey, Stop};
@@ -16,6 +18,7 @@ use crate::clock::{Clock, Deadline};
 use crate::db::{
     self, ClaimedBatch, GiveUp, KeyUse, ReclaimScope, Reclaimed, Shortage, Store, StoreError,
 };
+use crate::signing::PrivateKey;
 use crate::types::{BatchSize, Fence, NodeId, Outcome, RingId};
 
 /// What a KeyManager needs to know.
@@ -45,7 +48,12 @@ pub struct KeyManager {
     clock: Arc<dyn Clock>,
     /// Locked only by this actor's own work off the thread, of which there is one at a time.
     keys: Arc<Mutex<KeySet>>,
+    /// Held by the piece of database work under way; fair, so that the others keep their order.
+    turns: Arc<Turns<()>>,
+    /// The uses of this node, until the database is known to have ended them.
     open: BTreeMap<Fence, OpenCheckout>,
+    /// A checkout may have left uses open in the database that are not in `open`.
+    lost_track: bool,
     snapshot: KeyManagerSnapshot,
 }
 
@@ -81,46 +89,104 @@ impl KeyManager {
         keys: KeySet,
     ) -> Self {
         let snapshot = KeyManagerSnapshot { keys: keys.len(), ..KeyManagerSnapshot::default() };
-        let keys = Arc::new(Mutex::new(keys));
-        KeyManager { settings, store, clock, keys, open: BTreeMap::new(), snapshot }
+        KeyManager {
+            settings,
+            store,
+            clock,
+            keys: Arc::new(Mutex::new(keys)),
+            turns: Arc::default(),
+            open: BTreeMap::new(),
+            lost_track: false,
+            snapshot,
+        }
+    }
+
+    /// Runs database work off the thread when all that was asked for before is done. `prepare` is
+    /// called when its turn has come.
+    fn in_turn<T: Send + 'static, W>(
+        &self,
+        prepare: impl FnOnce(&Self) -> W + 'static,
+    ) -> impl ActorFuture<Self, Output = Result<T, StoreError>> + 'static
+    where
+        W: FnOnce() -> Result<T, StoreError> + Send + 'static,
+    {
+        let turn = Arc::clone(&self.turns).lock_owned();
+        turn.into_actor(self).then(move |turn, actor, _| {
+            let work = prepare(actor);
+            let done = async move {
+                let result = off_thread(work).await;
+                drop(turn);
+                result
+            };
+            done.into_actor(actor)
+        })
     }
 
     /// Renews, reclaims, and reads the keys' status again: three times in a lease.
     fn keep_house(&mut self, context: &mut Context<Self>) {
-        let store = Arc::clone(&self.store);
-        let keys = Arc::clone(&self.keys);
-        let clock = Arc::clone(&self.clock);
-        let ring = self.settings.ring;
-        let fences: Vec<Fence> = self.open.keys().copied().collect();
-        let work = off_thread(move || {
-            let sent_at = clock.now();
-            let renewed =
-                if fences.is_empty() { Vec::new() } else { store.renew(ring, &fences)? };
-            let reclaimed = store.reclaim(ring, ReclaimScope::Expired)?;
-            let damaged = refresh(&keys)?;
-            let keys = keys.lock().unwrap_or_else(PoisonError::into_inner).len();
-            Ok((sent_at, renewed, reclaimed, damaged, keys))
-        });
-        // Nothing else is handled meanwhile: one piece of database work at a time.
-        context.wait(work.into_actor(self).map(|result, actor, _| match result {
-            Ok((sent_at, renewed, reclaimed, damaged, keys)) => {
-                let until = sent_at + actor.settings.lease - actor.settings.margin();
-                for fence in &renewed {
-                    if let Some(open) = actor.open.get(fence) {
-                        open.deadline.extend(until);
-                    }
-                }
-                actor.snapshot.renewed += renewed.len() as u64;
-                actor.snapshot.keys = keys;
-                actor.note_damage(damaged);
-                actor.note_reclaim(&reclaimed);
+        let round = self.in_turn(|actor| {
+            let store = Arc::clone(&actor.store);
+            let keys = Arc::clone(&actor.keys);
+            let clock = Arc::clone(&actor.clock);
+            let fences: Vec<Fence> = actor.open.keys().copied().collect();
+            let lost = actor.lost_checkouts();
+            let ring = actor.settings.ring;
+            move || {
+                // One that fails must not keep the others from their work.
+                let sent_at = clock.now();
+                let renewed =
+                    if fences.is_empty() { Ok(Vec::new()) } else { store.renew(ring, &fences) };
+                let reclaimed = store.reclaim(ring, ReclaimScope::Expired);
+                let damaged = refresh(&keys);
+                let found_lost = lost.map(|lost| lost.give_back(store.as_ref()));
+                let keys = keys.lock().unwrap_or_else(PoisonError::into_inner).len();
+                Ok(House { sent_at, renewed, reclaimed, damaged, found_lost, keys })
             }
-            Err(error) => tracing::warn!(%error, "could not renew leases and reclaim expired ones"),
+        });
+        context.spawn(round.map(|house, actor, context| {
+            match house {
+                Ok(house) => actor.note_house(house),
+                Err(error) => tracing::warn!(%error, "a round of housekeeping failed"),
+            }
+            // Not by an interval: that would make up for every round that a slow database missed.
+            context.run_later(actor.settings.lease / 3, KeyManager::keep_house);
         }));
     }
 
-    fn note_damage(&mut self, damaged: u64) {
-        self.snapshot.damaged_keys += damaged;
+    fn note_house(&mut self, house: House) {
+        match house.renewed {
+            Ok(renewed) => {
+                let until = house.sent_at + self.settings.lease - self.settings.margin();
+                for open in renewed.iter().filter_map(|fence| self.open.get(fence)) {
+                    open.deadline.extend(until);
+                }
+                self.snapshot.renewed += renewed.len() as u64;
+            }
+            Err(error) => tracing::warn!(%error, "could not renew leases"),
+        }
+        match house.reclaimed {
+            Ok(reclaimed) => self.note_reclaim(&reclaimed),
+            Err(error) => tracing::warn!(%error, "could not reclaim expired key uses"),
+        }
+        match house.damaged {
+            Ok(damaged) => self.snapshot.damaged_keys += damaged,
+            Err(error) => tracing::warn!(%error, "could not read the keys again"),
+        }
+        match house.found_lost {
+            Some(Ok(())) => self.lost_track = false,
+            Some(Err(error)) => tracing::warn!(%error, "could not look for lost checkouts"),
+            None => {}
+        }
+        self.snapshot.keys = house.keys;
+    }
+
+    /// What it takes to find uses that a checkout left behind, if one may have.
+    fn lost_checkouts(&self) -> Option<LostCheckouts> {
+        self.lost_track.then(|| LostCheckouts {
+            ring: self.settings.ring,
+            node: self.settings.node.clone(),
+            known: self.open.keys().copied().collect(),
+        })
     }
 
     fn note_reclaim(&mut self, reclaimed: &Reclaimed) {
@@ -128,7 +194,7 @@ impl KeyManager {
         self.snapshot.reclaimed += reclaimed.uses.len() as u64;
     }
 
-    /// Turns claimed batches into checkouts, and gives up those whose key is not to be had.
+    /// Turns claimed batches into checkouts.
     fn grant(&mut self, claimed: Claimed) -> Granted {
         let until = claimed.sent_at + self.settings.lease - self.settings.margin();
         let mut granted = Granted { checkouts: Vec::new(), shortage: claimed.shortage };
@@ -140,6 +206,7 @@ impl KeyManager {
         }
         self.snapshot.checked_out += granted.checkouts.len() as u64;
         self.snapshot.damaged_keys += claimed.damaged;
+        self.lost_track = claimed.left_open;
         granted
     }
 }
@@ -179,12 +246,50 @@ fn refresh(keys: &Mutex<KeySet>) -> Result<u64, StoreError> {
     }
 }
 
+/// What a round of housekeeping did.
+struct House {
+    sent_at: Duration,
+    renewed: Result<Vec<Fence>, StoreError>,
+    reclaimed: Result<Reclaimed, StoreError>,
+    damaged: Result<u64, StoreError>,
+    found_lost: Option<Result<(), StoreError>>,
+    keys: usize,
+}
+
+/// A search for open uses of this node that nobody here knows: those of a checkout that committed
+/// and whose reply was lost. Nobody signs for them, and nobody renews them.
+struct LostCheckouts {
+    ring: RingId,
+    node: NodeId,
+    known: BTreeSet<Fence>,
+}
+
+impl LostCheckouts {
+    fn give_back(&self, store: &dyn Store) -> Result<(), StoreError> {
+        let mut lost = Vec::new();
+        for open in store.open_uses()? {
+            let key_use = open.key_use;
+            let ours = open.node == self.node && key_use.ring == self.ring;
+            if ours && !self.known.contains(&key_use.fence) {
+                lost.push(GiveUp { key_use, failure: None });
+            }
+        }
+        if !lost.is_empty() {
+            store.give_up(self.ring, &lost)?;
+            tracing::warn!(batches = lost.len(), "gave back what a lost checkout had claimed");
+        }
+        Ok(())
+    }
+}
+
 /// Batches with their keys, as claimed in the database.
 struct Claimed {
     sent_at: Duration,
-    batches: Vec<(ClaimedBatch, Arc<crate::signing::PrivateKey>)>,
+    batches: Vec<(ClaimedBatch, Arc<PrivateKey>)>,
     shortage: Option<Shortage>,
     damaged: u64,
+    /// Uses without a key could not be given up.
+    left_open: bool,
 }
 
 /// Checks out in the database and finds the private keys; what has none is given up again.
@@ -216,59 +321,92 @@ fn claim(
             None => keyless.push(GiveUp { key_use: batch.key_use, failure: None }),
         }
     }
+    let mut shortage = checked_out.shortage;
+    let mut left_open = false;
     if !keyless.is_empty() {
-        tracing::warn!(batches = keyless.len(), "gave batches back: their keys do not unseal");
-        store.give_up(request.ring, &keyless)?;
+        // To ask again at once would check the same keys out again.
+        shortage = Some(Shortage::NoFreeKey);
+        // An error here must not keep the others from being signed either.
+        match store.give_up(request.ring, &keyless) {
+            Ok(_) => tracing::warn!(
+                batches = keyless.len(),
+                "gave batches back: their keys do not unseal"
+            ),
+            Err(error) => {
+                tracing::warn!(%error, "could not give batches back whose keys do not unseal");
+                left_open = true;
+            }
+        }
     }
-    Ok(Claimed { sent_at, batches, shortage: checked_out.shortage, damaged })
+    Ok(Claimed { sent_at, batches, shortage, damaged, left_open })
 }
 
 impl Actor for KeyManager {
     type Context = Context<Self>;
 
     fn started(&mut self, context: &mut Self::Context) {
-        context.run_interval(self.settings.lease / 3, KeyManager::keep_house);
+        context.run_later(self.settings.lease / 3, KeyManager::keep_house);
     }
 }
 
 impl Handler<CheckOut> for KeyManager {
-    type Result = AtomicResponse<Self, Result<Granted, StoreError>>;
+    type Result = ResponseActFuture<Self, Result<Granted, StoreError>>;
 
     fn handle(&mut self, message: CheckOut, _: &mut Self::Context) -> Self::Result {
-        let store = Arc::clone(&self.store);
-        let keys = Arc::clone(&self.keys);
-        let clock = Arc::clone(&self.clock);
-        let request = db::CheckOut {
-            ring: self.settings.ring,
-            max_batches: message.max_batches,
-            batch_size: self.settings.batch_size,
-        };
-        let work = off_thread(move || claim(store.as_ref(), &keys, clock.as_ref(), &request));
-        AtomicResponse::new(Box::pin(
-            work.into_actor(self)
-                .map(|result, actor, _| result.map(|claimed| actor.grant(claimed))),
-        ))
+        let claimed = self.in_turn(move |actor| {
+            let store = Arc::clone(&actor.store);
+            let keys = Arc::clone(&actor.keys);
+            let clock = Arc::clone(&actor.clock);
+            let lost = actor.lost_checkouts();
+            let request = db::CheckOut {
+                ring: actor.settings.ring,
+                max_batches: message.max_batches,
+                batch_size: actor.settings.batch_size,
+            };
+            move || {
+                if let Some(lost) = lost {
+                    lost.give_back(store.as_ref())?;
+                }
+                claim(store.as_ref(), &keys, clock.as_ref(), &request)
+            }
+        });
+        Box::pin(claimed.map(|claimed, actor, _| match claimed {
+            Ok(claimed) => Ok(actor.grant(claimed)),
+            Err(error) => {
+                actor.lost_track = true;
+                Err(error)
+            }
+        }))
     }
 }
 
 impl Handler<ReturnKey> for KeyManager {
-    type Result = AtomicResponse<Self, Result<Outcome, StoreError>>;
+    type Result = ResponseActFuture<Self, Result<Outcome, StoreError>>;
 
     fn handle(&mut self, message: ReturnKey, _: &mut Self::Context) -> Self::Result {
         let key_use = message.key_use;
-        self.open.remove(&key_use.fence);
         let failure = match message.how {
             Return::Ended(outcome) => {
-                return AtomicResponse::new(Box::pin(actix::fut::ready(Ok(outcome))));
+                self.open.remove(&key_use.fence);
+                return Box::pin(actix::fut::ready(Ok(outcome)));
             }
             Return::GiveUp { failure } => failure,
         };
-        let store = Arc::clone(&self.store);
-        let work = off_thread(move || {
-            let outcomes = store.give_up(key_use.ring, &[GiveUp { key_use, failure }])?;
-            Ok(outcomes.first().copied().unwrap_or(Outcome::Abandoned))
+        let given_up = self.in_turn(move |actor| {
+            let store = Arc::clone(&actor.store);
+            move || {
+                let outcomes = store.give_up(key_use.ring, &[GiveUp { key_use, failure }])?;
+                Ok(outcomes.first().copied().unwrap_or(Outcome::Abandoned))
+            }
         });
-        AtomicResponse::new(Box::pin(work.into_actor(self)))
+        Box::pin(given_up.map(move |outcome, actor, _| {
+            // Whoever gets an error that may pass asks again. After any other the lease must end
+            // the use, and is renewed no more.
+            if !outcome.as_ref().is_err_and(StoreError::is_retryable) {
+                actor.open.remove(&key_use.fence);
+            }
+            outcome
+        }))
     }
 }
 

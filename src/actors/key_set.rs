@@ -92,10 +92,11 @@ impl KeySet {
     /// more, and disables those that are damaged.
     ///
     /// # Errors
-    /// [`KeySetError::OtherKek`], and the database's.
+    /// [`KeySetError::OtherKek`] when all other keys have been seen to, and the database's.
     pub fn refresh(&mut self) -> Result<Vec<DamagedKey>, KeySetError> {
         let rows = self.store.sealed_keys(self.ring)?;
         let mut damaged = Vec::new();
+        let mut of_other_kek = None;
         let mut active = HashMap::with_capacity(rows.len());
         for row in rows {
             if let Some(key) = self.keys.get(&row.id) {
@@ -103,7 +104,9 @@ impl KeySet {
                 continue;
             }
             if let Some(kek_id) = row.kek_id.as_ref().filter(|id| **id != self.kek.id().0) {
-                return Err(KeySetError::OtherKek { kid: row.kid, kek_id: kek_id.clone() });
+                let (kid, kek_id) = (row.kid, kek_id.clone());
+                of_other_kek = Some(KeySetError::OtherKek { kid, kek_id });
+                continue;
             }
             match self.unseal(&row) {
                 Ok(key) => {
@@ -117,7 +120,8 @@ impl KeySet {
             }
         }
         self.keys = active;
-        Ok(damaged)
+        // Only now: it must not keep disabled keys in memory.
+        of_other_kek.map_or(Ok(damaged), Err)
     }
 
     fn unseal(&self, row: &SealedKeyRow) -> Result<PrivateKey, String> {

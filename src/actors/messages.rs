@@ -116,6 +116,8 @@ pub enum StoreReply {
     Fenced(Outcome),
     /// The database refused it, so that it must be given up; the reason.
     Refused(String),
+    /// It did not come to that, through no fault of the batch's; the reason.
+    Unsettled(String),
 }
 
 /// To the Supervisor: start no new batches. What is in flight goes on.

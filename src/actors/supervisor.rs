@@ -3,6 +3,8 @@
 //! Invariant: no more batches are checked out than can start at once, and the end of a run is
 //! declared only by the truth in the database, never by the cursor.
 
+mod look;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +18,6 @@ use super::messages::{
     BatchEnd, BatchSigned, CheckOut, Drain, DrainReport, Granted, Nudge, Observe, Pause, Resume,
     Stop,
 };
-use super::off_thread;
 use super::record_loader::RecordLoader;
 use super::signer::Signer;
 use crate::clock::Clock;
@@ -83,6 +84,9 @@ pub struct Supervisor {
     asking: bool,
     /// Something happened meanwhile, so that another look is due at once.
     ask_again: bool,
+    /// The last checkout found no work and nothing is in flight, so that a read is enough to see
+    /// whether there is any now.
+    quiet: bool,
     idle: Duration,
     /// When the truth about what is left may be asked for again, on the node's clock.
     next_look: Option<Duration>,
@@ -90,6 +94,8 @@ pub struct Supervisor {
     in_flight: u32,
     drains: Vec<oneshot::Sender<DrainReport>>,
     finished: Option<oneshot::Sender<Finished>>,
+    /// Why nothing more is started; told when what is in flight has ended.
+    failure: Option<StoreError>,
     snapshot: SupervisorSnapshot,
 }
 
@@ -112,6 +118,8 @@ pub struct SupervisorSnapshot {
     pub state: State,
     /// Batches in flight.
     pub in_flight: u32,
+    /// Bytes of payload that they have in memory, or may have at any moment.
+    pub payload_bytes: u64,
     /// Batches stored.
     pub stored_batches: u64,
     /// Records in them.
@@ -134,6 +142,7 @@ impl Supervisor {
         team: Team,
     ) -> (Self, oneshot::Receiver<Finished>) {
         let (finished, receiver) = oneshot::channel();
+        let most_bytes = usize::try_from(settings.max_in_flight_bytes).unwrap_or(usize::MAX);
         let stations = Stations {
             key_manager: team.key_manager,
             loader: team.loader,
@@ -141,7 +150,7 @@ impl Supervisor {
             writer: team.writer,
             clock,
             payload_permits: Arc::new(PayloadPermits::new(settings.max_in_flight_bytes)),
-            slice_bytes: settings.slice_bytes,
+            slice_bytes: settings.slice_bytes.min(most_bytes),
             watchdog: settings.watchdog,
         };
         let supervisor = Supervisor {
@@ -151,12 +160,14 @@ impl Supervisor {
             state: State::Running,
             asking: false,
             ask_again: false,
+            quiet: false,
             idle: SHORTEST_IDLE,
             next_look: None,
             wake_up: None,
             in_flight: 0,
             drains: Vec::new(),
             finished: Some(finished),
+            failure: None,
             snapshot: SupervisorSnapshot::default(),
         };
         (supervisor, receiver)
@@ -165,7 +176,7 @@ impl Supervisor {
     /// Checks out as many batches as there are permits, unless few are free while others work: a
     /// checkout transaction is dear, and is made to count.
     fn pump(&mut self, context: &mut Context<Self>) {
-        if self.state != State::Running || self.finished.is_none() {
+        if self.state != State::Running || self.finished.is_none() || self.failure.is_some() {
             return;
         }
         if self.asking {
@@ -177,31 +188,42 @@ impl Supervisor {
             return;
         }
         self.asking = true;
-        let request = self.stations.key_manager.send(CheckOut { max_batches: free });
+        if self.quiet {
+            self.look_for_work(context);
+        } else {
+            self.check_out(free, context);
+        }
+    }
+
+    fn check_out(&mut self, max_batches: u32, context: &mut Context<Self>) {
+        let request = self.stations.key_manager.send(CheckOut { max_batches });
         context.spawn(request.into_actor(self).map(|reply, actor, context| {
             actor.asking = false;
             match reply {
                 Ok(Ok(granted)) => actor.start(granted, context),
                 Ok(Err(error)) => actor.could_not(error, context),
-                Err(error) => {
-                    let message = format!("the key manager is gone: {error}");
-                    actor.finish(Finished::Failed(StoreError::Database(message)));
-                }
+                Err(error) => actor.station_is_gone("key manager", &error.to_string()),
             }
-            if std::mem::take(&mut actor.ask_again) {
-                actor.pump(context);
-            }
-            actor.end_drains_if_idle();
+            actor.after_asking(context);
         }));
     }
 
-    fn start(&mut self, granted: Granted, context: &mut Context<Self>) {
-        if !granted.checkouts.is_empty() {
-            self.idle = SHORTEST_IDLE;
+    fn after_asking(&mut self, context: &mut Context<Self>) {
+        if std::mem::take(&mut self.ask_again) {
+            self.pump(context);
         }
+        self.end_drains_if_idle();
+    }
+
+    fn start(&mut self, granted: Granted, context: &mut Context<Self>) {
         for checkout in granted.checkouts {
-            self.in_flight += 1;
             let stations = self.stations.clone();
+            if self.state == State::Draining && self.finished.is_none() {
+                // It came after the drain's deadline, and nobody waits for it any more.
+                actix::spawn(batch_job::hand_back(stations, checkout));
+                continue;
+            }
+            self.in_flight += 1;
             let supervisor = context.address();
             // Not the actor's own future: it must end its key use even if this actor stops.
             actix::spawn(async move {
@@ -219,81 +241,10 @@ impl Supervisor {
             Some(Shortage::NoFreeKey) => self.rest(context),
             Some(shortage @ (Shortage::NoWork | Shortage::NoActiveKey)) => {
                 if self.in_flight == 0 {
+                    self.quiet = shortage == Shortage::NoWork;
                     self.look_around(shortage, context);
                 }
             }
-        }
-    }
-
-    /// Nothing to check out and nothing in flight: is everything signed?
-    fn look_around(&mut self, shortage: Shortage, context: &mut Context<Self>) {
-        let now = self.stations.clock.now();
-        if self.next_look.is_some_and(|next| now < next) {
-            return self.rest(context);
-        }
-        self.next_look = Some(now + self.settings.look_every);
-        self.asking = true;
-        let store = Arc::clone(&self.store);
-        let ring = self.settings.ring;
-        let look = off_thread(move || {
-            let progress = store.progress(ring)?;
-            // Without a key, batches to be retried are nobody's work.
-            let waits_for_key = shortage == Shortage::NoActiveKey && progress.open_batches == 0;
-            if progress.open_batches + progress.retry_batches > 0 && !waits_for_key {
-                return Ok(Look::OthersWork);
-            }
-            let remaining = store.remaining(ring)?;
-            if remaining.is_done() {
-                Ok(Look::Done(remaining))
-            } else if remaining.behind_cursor > 0 {
-                store.sweep(ring).map(Look::Swept)
-            } else {
-                let blockers = store.blockers()?;
-                Ok(Look::NotYet { remaining, blockers })
-            }
-        });
-        context.spawn(look.into_actor(self).map(move |look, actor, context| {
-            actor.asking = false;
-            match look {
-                Ok(look) => actor.act_on(look, shortage, context),
-                Err(error) => actor.could_not(error, context),
-            }
-            actor.end_drains_if_idle();
-        }));
-    }
-
-    fn act_on(&mut self, look: Look, shortage: Shortage, context: &mut Context<Self>) {
-        match look {
-            Look::Done(remaining) if self.settings.until_done => {
-                self.finish(Finished::Done(remaining));
-            }
-            Look::NotYet { remaining, .. }
-                if self.settings.until_done && shortage == Shortage::NoActiveKey =>
-            {
-                self.finish(Finished::NoActiveKey(remaining));
-            }
-            Look::Swept(records) if records > 0 => {
-                tracing::warn!(records, "swept unsigned records from behind the cursor");
-                self.snapshot.swept_records += records;
-                self.pump(context);
-            }
-            Look::NotYet { remaining, blockers } => {
-                if shortage == Shortage::NoActiveKey {
-                    tracing::warn!(unsigned = remaining.unsigned, "the ring has no active key");
-                }
-                for blocker in &blockers {
-                    tracing::warn!(
-                        pid = blocker.pid,
-                        database = blocker.database,
-                        application = blocker.application,
-                        age_s = blocker.age_s,
-                        unsigned = remaining.unsigned,
-                        "an open transaction keeps new records from being signed"
-                    );
-                }
-                self.rest(context);
-            }
-            Look::Done(_) | Look::Swept(_) | Look::OthersWork => self.rest(context),
         }
     }
 
@@ -312,7 +263,25 @@ impl Supervisor {
             tracing::warn!(%error, "could not check out, trying again");
             self.rest(context);
         } else {
-            tracing::error!(%error, "cannot go on");
+            self.fail(error);
+        }
+    }
+
+    fn station_is_gone(&mut self, station: &str, why: &str) {
+        self.fail(StoreError::Database(format!("the {station} is gone: {why}")));
+    }
+
+    fn fail(&mut self, error: StoreError) {
+        tracing::error!(%error, "cannot go on");
+        self.failure.get_or_insert(error);
+        self.end_failure_if_idle();
+    }
+
+    /// Not before: whoever waits for the end stops the actors that give keys back.
+    fn end_failure_if_idle(&mut self) {
+        if self.in_flight == 0
+            && let Some(error) = self.failure.take()
+        {
             self.finish(Finished::Failed(error));
         }
     }
@@ -343,16 +312,12 @@ impl Supervisor {
             // Whoever asked may be gone.
             let _ = drain.send(report);
         }
-        self.finish(Finished::Drained(report));
+        let how = match self.failure.take() {
+            Some(error) => Finished::Failed(error),
+            None => Finished::Drained(report),
+        };
+        self.finish(how);
     }
-}
-
-/// What a look around found.
-enum Look {
-    Done(Remaining),
-    OthersWork,
-    Swept(u64),
-    NotYet { remaining: Remaining, blockers: Vec<crate::db::Blocker> },
 }
 
 impl Actor for Supervisor {
@@ -393,6 +358,7 @@ impl Handler<BatchSigned> for Supervisor {
         self.in_flight -= 1;
         match message.end {
             BatchEnd::Stored { records } => {
+                self.idle = SHORTEST_IDLE;
                 self.snapshot.stored_batches += 1;
                 self.snapshot.signed_records += records;
             }
@@ -401,9 +367,14 @@ impl Handler<BatchSigned> for Supervisor {
         }
         if self.state == State::Draining {
             self.end_drains_if_idle();
-        } else if matches!(message.end, BatchEnd::GivenUp { .. }) {
-            // Not at once: what failed for one reason would fail again for the same.
-            self.rest(context);
+        } else if self.failure.is_some() {
+            self.end_failure_if_idle();
+        } else if let BatchEnd::GivenUp { reason } = &message.end {
+            match self.stations.gone() {
+                Some(station) => self.station_is_gone(station, reason),
+                // Not at once: what failed for one reason would fail again for the same.
+                None => self.rest(context),
+            }
         } else {
             self.pump(context);
         }
@@ -450,7 +421,12 @@ impl Handler<Observe<SupervisorSnapshot>> for Supervisor {
     type Result = SupervisorSnapshot;
 
     fn handle(&mut self, _: Observe<SupervisorSnapshot>, _: &mut Self::Context) -> Self::Result {
-        SupervisorSnapshot { state: self.state, in_flight: self.in_flight, ..self.snapshot }
+        SupervisorSnapshot {
+            state: self.state,
+            in_flight: self.in_flight,
+            payload_bytes: self.stations.payload_permits.taken_bytes(),
+            ..self.snapshot
+        }
     }
 }
 

@@ -1,0 +1,114 @@
+//! How a Supervisor that has nothing to do finds out whether there is anything left to do.
+
+use std::sync::Arc;
+
+use actix::prelude::*;
+
+use super::{Finished, State, Supervisor};
+use crate::actors::off_thread;
+use crate::db::{Blocker, Remaining, Shortage};
+
+/// What a look around found.
+enum Look {
+    Done(Remaining),
+    OthersWork,
+    Swept(u64),
+    NotYet { remaining: Remaining, blockers: Vec<Blocker> },
+}
+
+impl Supervisor {
+    /// Asks by a read without a lock, as long as there was nothing to check out.
+    pub(super) fn look_for_work(&mut self, context: &mut Context<Self>) {
+        let store = Arc::clone(&self.store);
+        let ring = self.settings.ring;
+        let work = off_thread(move || store.has_work(ring));
+        context.spawn(work.into_actor(self).map(|work, actor, context| {
+            actor.asking = false;
+            match work {
+                Ok(true) => {
+                    actor.quiet = false;
+                    actor.pump(context);
+                }
+                Ok(false) => actor.look_around(Shortage::NoWork, context),
+                Err(error) => actor.could_not(error, context),
+            }
+            actor.after_asking(context);
+        }));
+    }
+
+    /// Nothing to check out and nothing in flight: is everything signed?
+    pub(super) fn look_around(&mut self, shortage: Shortage, context: &mut Context<Self>) {
+        if self.state == State::Draining {
+            return;
+        }
+        let now = self.stations.clock.now();
+        if self.next_look.is_some_and(|next| now < next) {
+            return self.rest(context);
+        }
+        self.next_look = Some(now + self.settings.look_every);
+        self.asking = true;
+        let store = Arc::clone(&self.store);
+        let ring = self.settings.ring;
+        let look = off_thread(move || {
+            let progress = store.progress(ring)?;
+            // Without a key, batches to be retried are nobody's work.
+            let waits_for_key = shortage == Shortage::NoActiveKey && progress.open_batches == 0;
+            if progress.open_batches + progress.retry_batches > 0 && !waits_for_key {
+                return Ok(Look::OthersWork);
+            }
+            let remaining = store.remaining(ring)?;
+            if remaining.is_done() {
+                Ok(Look::Done(remaining))
+            } else if remaining.behind_cursor > 0 {
+                store.sweep(ring).map(Look::Swept)
+            } else {
+                let blockers = store.blockers()?;
+                Ok(Look::NotYet { remaining, blockers })
+            }
+        });
+        context.spawn(look.into_actor(self).map(move |look, actor, context| {
+            actor.asking = false;
+            match look {
+                Ok(look) => actor.act_on(look, shortage, context),
+                Err(error) => actor.could_not(error, context),
+            }
+            actor.after_asking(context);
+        }));
+    }
+
+    fn act_on(&mut self, look: Look, shortage: Shortage, context: &mut Context<Self>) {
+        match look {
+            Look::Done(remaining) if self.settings.until_done => {
+                self.finish(Finished::Done(remaining));
+            }
+            Look::NotYet { remaining, .. }
+                if self.settings.until_done && shortage == Shortage::NoActiveKey =>
+            {
+                self.finish(Finished::NoActiveKey(remaining));
+            }
+            Look::Swept(records) if records > 0 => {
+                tracing::warn!(records, "swept unsigned records from behind the cursor");
+                self.snapshot.swept_records += records;
+                self.quiet = false;
+                self.pump(context);
+            }
+            Look::NotYet { remaining, blockers } => {
+                if shortage == Shortage::NoActiveKey {
+                    tracing::warn!(unsigned = remaining.unsigned, "the ring has no active key");
+                }
+                for blocker in &blockers {
+                    tracing::warn!(
+                        pid = blocker.pid,
+                        database = blocker.database,
+                        application = blocker.application,
+                        age_s = blocker.age_s,
+                        unsigned = remaining.unsigned,
+                        "an open transaction keeps new records from being signed"
+                    );
+                }
+                self.rest(context);
+            }
+            Look::Done(_) | Look::Swept(_) | Look::OthersWork => self.rest(context),
+        }
+    }
+}
