@@ -275,7 +275,7 @@ fn malformed_rows_are_refused<F: Fixture>(f: &F) {
     refuses(
         f,
         "INSERT INTO records (ring_id, external_id, payload) SELECT 2, 'x', payload FROM records WHERE id = 1",
-        &["records_external_id", "UNIQUE constraint failed: records.ring_id, records.external_id"],
+        &["records_external_id", "records.ring_id, records.external_id"],
     );
     scene.is_unharmed(f, &*store);
 }
@@ -285,9 +285,17 @@ fn truncate_is_refused_even_to_the_owner_on_postgresql() {
     let f = Pg::new();
     let store = f.open("a");
     let scene = Scene::set(&f, &*store);
-    for table in ["records", "batches", "key_uses", "key_events", "signatures", "keys", "rings"] {
-        let statement = format!("TRUNCATE {table} CASCADE");
-        refuses(&f, &statement, &["is refused: its rows are never changed or removed"]);
+    for table in ["records", "batches", "key_uses", "key_events", "signatures"] {
+        let reason = format!("TRUNCATE on {table} is refused");
+        refuses(&f, &format!("TRUNCATE {table} CASCADE"), &[&reason]);
+    }
+    for table in ["keys", "rings"] {
+        let reason = "TRUNCATE on key_uses is refused";
+        refuses(
+            &f,
+            &format!("TRUNCATE {table} CASCADE"),
+            &[reason, "TRUNCATE on batches is refused"],
+        );
     }
     scene.is_unharmed(&f, &*store);
 }

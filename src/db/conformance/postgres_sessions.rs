@@ -9,6 +9,7 @@ use super::fixture::{Fixture, Pg, ValueRow, options, wait_for};
 use super::judge::assert_signed;
 use crate::db::shared::Session;
 use crate::db::{ReclaimScope, StoreOptions, StoreOutcome};
+use crate::types::KeyId;
 
 #[test]
 fn a_reclaim_passes_over_a_store_in_progress_and_waits_for_nobody() {
@@ -69,6 +70,22 @@ fn a_store_that_comes_after_a_reclaim_in_progress_is_fenced() {
     assert_eq!(f.number("SELECT count(*) AS value FROM signatures"), 0);
     sign_all(&f, &*store, RING, 4);
     assert_signed(&f, &*store, RING, 4);
+}
+
+#[test]
+fn a_key_whose_row_another_session_holds_is_not_passed_over() {
+    let f = Pg::alone();
+    let store = f.open("a");
+    add_keys(&*store, RING, 3);
+    insert(&f, &*store, RING, 6);
+    let mut editor = f.session();
+    editor.run("BEGIN; UPDATE keys SET status_reason = 'under review' WHERE id = 1");
+    let batch = check_out_one(&*store, RING, 3);
+    assert_eq!(batch.key_use.key, KeyId(1), "the least recently used, whatever others do to it");
+    editor.run("COMMIT");
+    assert_eq!(sign_and_store(&*store, &batch), StoreOutcome::Stored);
+    sign_all(&f, &*store, RING, 3);
+    assert_signed(&f, &*store, RING, 6);
 }
 
 #[test]
