@@ -1,0 +1,207 @@
+//! A database of a test's own, with its judge.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::faulty_store::FaultyStore;
+use super::scripted_signer::SigningScript;
+use crate::actors::key_set::prove_kek;
+use crate::config::DatabaseUrl;
+use crate::db::{
+    Batch, KekCheck, Key, NewKey, NewRecord, SignedRecord, SqliteStore, Store, StoreOptions,
+    migrate,
+};
+use crate::keyring::{Algorithm, Kek, KeyIdentity, jwk, seal};
+use crate::ledger::{Counts, Ledger};
+use crate::signing::{PrivateKey, Verifiable, verify_all};
+use crate::types::{BatchState, KeyId, NodeId, RingId, Tick};
+
+/// After how many failures of its own a batch is quarantined in these tests.
+pub(super) const MAX_ATTEMPTS: u32 = 3;
+
+pub(super) struct Database {
+    pub(super) store: Arc<FaultyStore>,
+    pub(super) ring: RingId,
+    pub(super) kek: Arc<Kek>,
+    pub(super) signing: Arc<SigningScript>,
+    path: PathBuf,
+    _folder: tempfile::TempDir,
+}
+
+/// How the database stands after a run.
+#[derive(Debug)]
+pub(super) struct Verdict {
+    pub(super) signed: u64,
+    pub(super) quarantined: Vec<Batch>,
+    pub(super) open_uses: usize,
+    pub(super) events: Counts,
+}
+
+impl Database {
+    /// With so many keys and small records, on a lease that no test outlives.
+    pub(super) fn new(keys: u32, records: usize) -> Self {
+        Database::with_lease(keys, records, Duration::from_secs(60))
+    }
+
+    pub(super) fn with_lease(keys: u32, records: usize, lease: Duration) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("test.db");
+        migrate::migrate(&DatabaseUrl::Sqlite { path: path.clone() }, None).unwrap();
+        let store = SqliteStore::open(&path, &options("node-a", lease)).unwrap();
+        let ring = store.ring("default").unwrap().id;
+        let kek = Arc::new(Kek::generate().unwrap());
+        prove_kek(&store, &kek).unwrap();
+        let store = Arc::new(FaultyStore::new(store));
+        let signing = Arc::default();
+        let database = Database { store, ring, kek, signing, path, _folder: folder };
+        database.add_keys(keys);
+        database.add_records((0..records).map(|n| format!("record {n}").into_bytes()));
+        database
+    }
+
+    /// The store of another node on the same database.
+    pub(super) fn other_node(&self) -> SqliteStore {
+        self.dead_node(Duration::from_secs(60))
+    }
+
+    /// As [`Database::other_node`], with a lease that a test may outlive.
+    pub(super) fn dead_node(&self, lease: Duration) -> SqliteStore {
+        SqliteStore::open(&self.path, &options("node-b", lease)).unwrap()
+    }
+
+    pub(super) fn add_records(&self, payloads: impl IntoIterator<Item = Vec<u8>>) {
+        let record = |payload| NewRecord { external_id: None, payload };
+        let records: Vec<NewRecord> = payloads.into_iter().map(record).collect();
+        let inserted = self.store.insert_records(self.ring, &records).unwrap();
+        assert_eq!(inserted.added, records.len() as u64);
+    }
+
+    pub(super) fn add_keys(&self, count: u32) -> Vec<KeyId> {
+        self.add_keys_sealed_by(&self.kek, count, |_| {})
+    }
+
+    /// Adds keys under a KEK, with `damage` done to what is sealed.
+    pub(super) fn add_keys_sealed_by(
+        &self,
+        kek: &Kek,
+        count: u32,
+        damage: impl Fn(&mut [u8]),
+    ) -> Vec<KeyId> {
+        let check_value = kek.check_value();
+        self.store.add_kek(&KekCheck { kek_id: kek.id().0, check_value }).unwrap();
+        let database_id = self.store.database_id().unwrap();
+        let mut make = |key| {
+            let private_key = PrivateKey::generate()?;
+            let public_key = private_key.public_key();
+            self.signing.take_on(&public_key);
+            let kid = jwk::kid(&public_key);
+            let identity = KeyIdentity {
+                database_id: database_id.clone(),
+                ring: self.ring,
+                key,
+                kid: kid.clone(),
+                algorithm: Algorithm::Ed25519,
+            };
+            let mut sealed_private_key = seal(kek, &identity, &private_key)?;
+            damage(&mut sealed_private_key);
+            let algorithm = Algorithm::Ed25519.as_str();
+            Ok(NewKey { kid, algorithm, public_key, sealed_private_key, kek_id: kek.id().0 })
+        };
+        self.store.add_keys(self.ring, count, false, "test", &mut make).unwrap()
+    }
+
+    pub(super) fn key(&self, id: KeyId) -> Key {
+        let keys = self.store.keys(self.ring).unwrap();
+        keys.into_iter().find(|key| key.id == id).unwrap()
+    }
+
+    /// Judges the database by its data alone: the history keeps the rules, every signature
+    /// verifies, and every record is either signed or in quarantine.
+    pub(super) fn judge(&self) -> Verdict {
+        let verdict = self.judge_unfinished();
+        let in_quarantine: u32 = verdict.quarantined.iter().map(|b| b.range.record_count).sum();
+        let records = self.store.record_count(self.ring).unwrap();
+        assert_eq!(verdict.signed + u64::from(in_quarantine), records, "{verdict:?}");
+        verdict
+    }
+
+    /// As [`Database::judge`], where records may be left.
+    pub(super) fn judge_unfinished(&self) -> Verdict {
+        let batches = self.store.batches(None, 10_000).unwrap();
+        Verdict {
+            signed: self.verify_signatures(&batches),
+            quarantined: batches
+                .into_iter()
+                .filter(|batch| batch.state == BatchState::Quarantined)
+                .collect(),
+            open_uses: self.store.open_uses().unwrap().len(),
+            events: self.replay(),
+        }
+    }
+
+    /// Everything is signed, nothing is in quarantine, and no key is in use.
+    pub(super) fn assert_all_signed(&self, records: u64) -> Verdict {
+        let verdict = self.judge();
+        assert_eq!(verdict.signed, records, "{verdict:?}");
+        assert!(verdict.quarantined.is_empty(), "{verdict:?}");
+        assert_eq!(verdict.open_uses, 0, "{verdict:?}");
+        verdict
+    }
+
+    fn replay(&self) -> Counts {
+        let tick = self.store.ring("default").unwrap().tick;
+        let mut ledger = Ledger::new();
+        for event in self.store.history(self.ring, Tick::ZERO, tick, 100_000).unwrap() {
+            assert_eq!(ledger.apply(&event), [], "{event:?}");
+        }
+        assert_eq!(ledger.finish(tick), []);
+        ledger.counts()
+    }
+
+    /// The number of signatures, each of which verifies and belongs to its batch.
+    fn verify_signatures(&self, batches: &[Batch]) -> u64 {
+        let mut signed = Vec::new();
+        while let page = self
+            .store
+            .signed_records(signed.last().map(|one: &SignedRecord| one.record), 1 << 20)
+            .unwrap()
+            && !page.is_empty()
+        {
+            signed.extend(page);
+        }
+        let memberships = self.store.memberships(None, 100_000).unwrap();
+        assert_eq!(memberships.len(), signed.len());
+        let mut counts: HashMap<_, u32> = HashMap::new();
+        for membership in memberships {
+            let batch = batches.iter().find(|batch| batch.id == membership.batch).unwrap();
+            let (ring, position) = membership.place.unwrap();
+            assert_eq!(ring, batch.ring);
+            assert!(batch.range.low <= position && position <= batch.range.high);
+            *counts.entry(batch.id).or_default() += 1;
+        }
+        for batch in batches {
+            let is_stored = batch.state == BatchState::Stored;
+            let expected = is_stored.then_some(batch.range.record_count);
+            assert_eq!(counts.get(&batch.id).copied(), expected, "{batch:?}");
+        }
+        let ids: Vec<_> = batches.iter().map(|batch| batch.id).collect();
+        let keys = self.store.batch_keys(&ids).unwrap();
+        let keys: HashMap<_, _> = keys.into_iter().map(|key| (key.batch, key.public_key)).collect();
+        let items: Vec<Verifiable<'_>> = signed
+            .iter()
+            .map(|one| Verifiable {
+                public_key: &keys[&one.batch],
+                payload: one.payload.as_deref().unwrap(),
+                signature: &one.signature,
+            })
+            .collect();
+        assert_eq!(verify_all(&items), Ok(()));
+        signed.len() as u64
+    }
+}
+
+fn options(node: &str, lease: Duration) -> StoreOptions {
+    StoreOptions { node: NodeId(node.to_owned()), pool_size: 4, lease, max_attempts: MAX_ATTEMPTS }
+}

@@ -1,0 +1,217 @@
+//! Waiting, pausing, resuming and draining.
+
+use std::num::NonZeroU32;
+use std::time::{Duration, Instant};
+
+use super::database::Database;
+use super::faulty_store::{Call, Fault, Gate};
+use super::node::{Plan, TestNode, eventually, let_pass, most_looks};
+use super::scripted_signer::SignFault;
+use crate::actors::messages::{Drain, DrainReport};
+use crate::actors::supervisor::{Finished, State};
+use crate::db::{CheckOut, GiveUp, KeyUse, Store};
+use crate::types::BatchSize;
+
+const LONG: Duration = Duration::from_secs(60);
+
+/// What another node asks for to hold one key.
+pub(super) fn one_batch(database: &Database) -> CheckOut {
+    let batch_size = BatchSize(NonZeroU32::new(5).unwrap());
+    CheckOut { ring: database.ring, max_batches: 1, batch_size }
+}
+
+pub(super) fn give_back(store: &dyn Store, key_use: KeyUse) {
+    store.give_up(key_use.ring, &[GiveUp { key_use, failure: None }]).unwrap();
+}
+
+/// A node with four batches that wait in or before its signers until the gate opens.
+async fn with_four_in_flight(database: &Database) -> (TestNode<'_>, &'static Gate) {
+    let gate = Gate::closed();
+    database.signing.on_slice(|_| Some(SignFault::Wait(gate)));
+    let node = TestNode::start(database, Plan::default());
+    node.until("four batches are in flight", |snapshot| snapshot.in_flight == 4).await;
+    (node, gate)
+}
+
+#[actix::test]
+async fn a_node_without_a_free_key_waits_in_patience_until_one_is_returned() {
+    let database = Database::new(2, 30);
+    let other = database.other_node();
+    let all = CheckOut { max_batches: 2, ..one_batch(&database) };
+    let held = other.check_out(&all).unwrap().batches;
+    assert_eq!(held.len(), 2);
+
+    let begin = Instant::now();
+    let node = TestNode::start(&database, Plan::default());
+    let_pass(Duration::from_millis(400)).await;
+    eventually("some looks", || database.store.calls(Call::CheckOut) >= 3).await;
+    let calls = database.store.calls(Call::CheckOut);
+    assert!(calls <= most_looks(begin.elapsed()), "{calls} checkouts");
+    assert_eq!(node.supervisor().await.stored_batches, 0);
+
+    give_back(&other, held[0].key_use);
+    // The first batch of the other node is to be retried; its second stays with it for now.
+    node.until("what is free is signed", |snapshot| snapshot.stored_batches == 5).await;
+    give_back(&other, held[1].key_use);
+    node.finish_done().await;
+    database.assert_all_signed(30);
+}
+
+#[actix::test]
+async fn a_key_that_comes_back_while_a_checkout_is_under_way_is_not_forgotten() {
+    let database = Database::new(2, 30);
+    let (quick, slow, reply) = (Gate::closed(), Gate::closed(), Gate::closed());
+    database.signing.on_slice(|records| match records[0].payload.as_slice() {
+        b"record 0" => Some(SignFault::Wait(quick)),
+        b"record 5" => Some(SignFault::Wait(slow)),
+        _ => None,
+    });
+    let node = TestNode::start(&database, Plan::default());
+    eventually("both keys are in use", || quick.waiting() + slow.waiting() == 2).await;
+    database.store.plan(Call::CheckOut, [Fault::WaitAfter(reply)]);
+    node.nudge().await;
+    eventually("a checkout found no free key", || reply.waiting() == 1).await;
+    quick.open();
+    node.until("one is back", |snapshot| snapshot.stored_batches == 1).await;
+    reply.open();
+    node.until("it signs the rest", |snapshot| snapshot.stored_batches == 5).await;
+    slow.open();
+    node.finish_done().await;
+    database.assert_all_signed(30);
+}
+
+#[actix::test]
+async fn an_idle_node_asks_for_work_by_a_read_without_a_lock() {
+    let database = Database::new(2, 10);
+    let node = TestNode::start(&database, Plan { until_done: false, ..Plan::default() });
+    node.until("signed", |snapshot| snapshot.signed_records == 10).await;
+    eventually("idle", || database.store.calls(Call::HasWork) > 0).await;
+    let checkouts = database.store.calls(Call::CheckOut);
+    eventually("some looks", || database.store.calls(Call::HasWork) >= 5).await;
+    assert_eq!(database.store.calls(Call::CheckOut), checkouts);
+    // Nobody nudges it.
+    database.add_records([vec![1], vec![2]]);
+    node.until("signed", |snapshot| snapshot.signed_records == 12).await;
+    node.stop().await;
+    database.assert_all_signed(12);
+}
+
+#[actix::test]
+async fn a_paused_node_finishes_what_is_in_flight_and_starts_nothing_until_it_is_resumed() {
+    let database = Database::new(8, 100);
+    let (node, gate) = with_four_in_flight(&database).await;
+    node.pause().await;
+    assert_eq!(node.supervisor().await.state, State::Paused);
+    gate.open();
+    node.until("they are finished", |snapshot| snapshot.in_flight == 0).await;
+    let checkouts = database.store.calls(Call::CheckOut);
+    node.nudge().await;
+    let_pass(Duration::from_millis(50)).await;
+    let snapshot = node.supervisor().await;
+    assert_eq!((snapshot.stored_batches, snapshot.in_flight), (4, 0));
+    assert_eq!(database.store.calls(Call::CheckOut), checkouts);
+    assert!(database.store.open_uses().unwrap().is_empty());
+    node.resume().await;
+    node.finish_done().await;
+    database.assert_all_signed(100);
+}
+
+#[actix::test]
+async fn a_drain_finishes_what_is_in_flight_and_returns_the_keys() {
+    let database = Database::new(8, 100);
+    let (node, gate) = with_four_in_flight(&database).await;
+    let drain = actix::spawn(node.supervisor.send(Drain { deadline: LONG }));
+    let again = actix::spawn(node.supervisor.send(Drain { deadline: LONG }));
+    node.until("draining", |snapshot| snapshot.state == State::Draining).await;
+    node.resume().await;
+    let_pass(Duration::from_millis(20)).await;
+    assert!(!drain.is_finished());
+    gate.open();
+    let report = drain.await.unwrap().unwrap();
+    assert_eq!(report, DrainReport { stored_batches: 4, left_in_flight: 0 });
+    assert_eq!(again.await.unwrap().unwrap(), report);
+    assert_eq!(node.drain(LONG).await, report);
+    match node.finish().await {
+        Finished::Drained(drained) => assert_eq!(drained, report),
+        other => panic!("{other:?}"),
+    }
+    let verdict = database.judge_unfinished();
+    assert_eq!((verdict.signed, verdict.open_uses), (20, 0));
+    TestNode::start(&database, Plan::default()).finish_done().await;
+    database.assert_all_signed(100);
+}
+
+#[actix::test]
+async fn an_idle_or_paused_node_drains_at_once() {
+    for pause in [false, true] {
+        let database = Database::new(2, 10);
+        let node = TestNode::start(&database, Plan { until_done: false, ..Plan::default() });
+        node.until("signed", |snapshot| snapshot.signed_records == 10).await;
+        if pause {
+            node.pause().await;
+        }
+        let report = node.drain(LONG).await;
+        assert_eq!(report, DrainReport { stored_batches: 2, left_in_flight: 0 });
+        node.finish().await;
+        database.assert_all_signed(10);
+    }
+}
+
+#[actix::test]
+async fn a_drain_says_at_its_deadline_what_it_leaves_behind() {
+    let database = Database::new(8, 100);
+    let gate = Gate::closed();
+    database.store.plan(Call::StoreBatches, [Fault::Wait(gate)]);
+    let node = TestNode::start(&database, Plan::default());
+    eventually("a store hangs", || gate.waiting() == 1).await;
+    node.until("four batches are in flight", |snapshot| snapshot.in_flight == 4).await;
+    let report = node.drain(Duration::from_millis(50)).await;
+    assert_eq!(report, DrainReport { stored_batches: 0, left_in_flight: 4 });
+    gate.open();
+    // They end all the same, if the process lives on.
+    node.until("they are finished", |snapshot| snapshot.in_flight == 0).await;
+    match node.finish().await {
+        Finished::Drained(drained) => assert_eq!(drained, report),
+        other => panic!("{other:?}"),
+    }
+    let verdict = database.judge_unfinished();
+    assert_eq!((verdict.signed, verdict.open_uses), (20, 0));
+}
+
+#[actix::test]
+async fn a_drain_waits_for_a_checkout_under_way_and_for_what_it_brings() {
+    let database = Database::new(8, 100);
+    let gate = Gate::closed();
+    database.store.plan(Call::CheckOut, [Fault::Wait(gate)]);
+    let node = TestNode::start(&database, Plan::default());
+    eventually("the checkout hangs", || gate.waiting() == 1).await;
+    let drain = actix::spawn(node.supervisor.send(Drain { deadline: LONG }));
+    node.until("draining", |snapshot| snapshot.state == State::Draining).await;
+    let_pass(Duration::from_millis(20)).await;
+    assert!(!drain.is_finished());
+    gate.open();
+    let report = drain.await.unwrap().unwrap();
+    assert_eq!(report, DrainReport { stored_batches: 4, left_in_flight: 0 });
+    node.finish().await;
+    let verdict = database.judge_unfinished();
+    assert_eq!((verdict.signed, verdict.open_uses), (20, 0));
+}
+
+#[actix::test]
+async fn what_a_checkout_brings_after_the_deadline_of_a_drain_is_given_back_unsigned() {
+    let database = Database::new(8, 100);
+    let gate = Gate::closed();
+    database.store.plan(Call::CheckOut, [Fault::Wait(gate)]);
+    let node = TestNode::start(&database, Plan::default());
+    eventually("the checkout hangs", || gate.waiting() == 1).await;
+    let report = node.drain(Duration::from_millis(20)).await;
+    assert_eq!(report, DrainReport { stored_batches: 0, left_in_flight: 0 });
+    gate.open();
+    eventually("checked out", || !database.store.batches(None, 100).unwrap().is_empty()).await;
+    eventually("given back", || database.store.open_uses().unwrap().is_empty()).await;
+    assert_eq!(node.supervisor().await.in_flight, 0);
+    node.finish().await;
+    let verdict = database.judge_unfinished();
+    assert_eq!((verdict.signed, verdict.events.abandoned), (0, 4));
+    assert_eq!(database.signing.counts().slices_begun, 0);
+}

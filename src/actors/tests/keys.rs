@@ -1,0 +1,141 @@
+//! Keys that come, go, or do not open.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::database::Database;
+use super::faulty_store::{Call, Fault};
+use super::node::{Plan, TestNode, eventually, let_pass, most_looks};
+use crate::actors::key_set::{KeySet, KeySetError, prove_kek};
+use crate::actors::supervisor::Finished;
+use crate::db::Store;
+use crate::keyring::Kek;
+use crate::types::{KeyEvent, KeyStatus};
+
+fn flip_a_bit(sealed: &mut [u8]) {
+    *sealed.last_mut().unwrap() ^= 1;
+}
+
+/// A node that has stored something and is paused with nothing in flight.
+async fn paused(database: &Database, plan: Plan) -> TestNode<'_> {
+    let node = TestNode::start(database, plan);
+    node.until("something is stored", |snapshot| snapshot.stored_batches > 0).await;
+    node.pause().await;
+    node.until("nothing is in flight", |snapshot| snapshot.in_flight == 0).await;
+    node
+}
+
+#[actix::test]
+async fn a_key_added_while_the_node_runs_is_used() {
+    let database = Database::new(1, 200);
+    let node = paused(&database, Plan::default()).await;
+    let added = database.add_keys(1)[0];
+    node.resume().await;
+    node.finish_done().await;
+    assert!(database.key(added).stored_uses > 5);
+    assert_eq!(database.assert_all_signed(200).events.abandoned, 0);
+}
+
+#[actix::test]
+async fn a_damaged_key_is_disabled_with_its_reason_and_the_others_go_on() {
+    let database = Database::new(2, 200);
+    let mut node = paused(&database, Plan::default()).await;
+    let damaged = database.add_keys_sealed_by(&database.kek, 1, flip_a_bit)[0];
+    node.resume().await;
+    let finished = (&mut node.finished).await.unwrap();
+    assert!(matches!(finished, Finished::Done(_)), "{finished:?}");
+    let key_manager = node.key_manager().await;
+    assert_eq!((key_manager.damaged_keys, key_manager.keys), (1, 2));
+    node.stop().await;
+    let key = database.key(damaged);
+    assert_eq!((key.status, key.stored_uses), (KeyStatus::Disabled, 0));
+    assert!(key.status_reason.as_ref().unwrap().contains(&key.kid.0), "{key:?}");
+    // It was checked out once, and given back without blame.
+    assert_eq!(database.assert_all_signed(200).events.abandoned, 1);
+    let batches = database.store.batches(None, 100).unwrap();
+    assert!(batches.iter().all(|batch| batch.attempts == 0), "{batches:?}");
+}
+
+#[actix::test]
+async fn a_damaged_key_that_cannot_be_given_back_keeps_nobody_else_from_signing() {
+    let database = Database::new(2, 200);
+    let node = paused(&database, Plan::default()).await;
+    database.add_keys_sealed_by(&database.kek, 1, flip_a_bit);
+    database.store.plan(Call::GiveUp, [Fault::Unavailable]);
+    node.resume().await;
+    node.finish_done().await;
+    assert!(database.store.plan_is_done());
+    let verdict = database.assert_all_signed(200);
+    assert_eq!((verdict.events.abandoned, verdict.events.reclaimed), (1, 0));
+}
+
+#[actix::test]
+async fn a_ring_with_nothing_but_damaged_keys_ends_with_no_active_key() {
+    let database = Database::new(0, 20);
+    let damaged = database.add_keys_sealed_by(&database.kek, 3, flip_a_bit);
+    let finished = TestNode::start(&database, Plan::default()).finish().await;
+    assert!(matches!(finished, Finished::NoActiveKey(_)), "{finished:?}");
+    for key in damaged {
+        assert_eq!(database.key(key).status, KeyStatus::Disabled);
+    }
+}
+
+#[actix::test]
+async fn a_wrong_kek_is_refused_before_any_key_is_touched() {
+    let database = Database::new(3, 10);
+    let tick = database.store.ring("default").unwrap().tick;
+    let wrong = Kek::generate().unwrap();
+    let found = prove_kek(database.store.as_ref(), &wrong);
+    let expected = vec![database.kek.id().0];
+    assert!(
+        matches!(&found, Err(KeySetError::WrongKek { expected: e, .. }) if *e == expected),
+        "{found:?}"
+    );
+    let store = Arc::clone(&database.store) as Arc<dyn Store>;
+    let refused = KeySet::new(store, database.ring, Arc::new(wrong));
+    assert!(matches!(refused, Err(KeySetError::WrongKek { .. })));
+    assert_eq!(database.store.calls(Call::SealedKeys), 0);
+    assert_eq!(database.store.ring("default").unwrap().tick, tick);
+    let keys = database.store.keys(database.ring).unwrap();
+    assert!(keys.iter().all(|key| key.status == KeyStatus::Active), "{keys:?}");
+    TestNode::start(&database, Plan::default()).finish_done().await;
+    database.assert_all_signed(10);
+}
+
+#[actix::test]
+async fn a_key_of_another_kek_is_left_alone_and_makes_no_busy_loop() {
+    let database = Database::new(1, 60);
+    let plan = Plan { until_done: false, ..Plan::default() };
+    let node = paused(&database, plan).await;
+    let ours = database.store.keys(database.ring).unwrap().remove(0);
+    let foreign = database.add_keys_sealed_by(&Kek::generate().unwrap(), 1, |_| {})[0];
+    database.store.change_key(&ours.kid, KeyEvent::Disabled, "test", None).unwrap();
+    let before = database.store.calls(Call::CheckOut);
+    let begin = Instant::now();
+    node.resume().await;
+    let_pass(Duration::from_millis(400)).await;
+    eventually("some looks", || database.store.calls(Call::CheckOut) >= before + 3).await;
+    let checkouts = database.store.calls(Call::CheckOut) - before;
+    assert!(checkouts <= most_looks(begin.elapsed()), "{checkouts} checkouts");
+    assert_eq!(database.key(foreign).status, KeyStatus::Active);
+    database.store.change_key(&ours.kid, KeyEvent::Enabled, "test", None).unwrap();
+    node.until("signed", |snapshot| snapshot.signed_records == 60).await;
+    node.stop().await;
+    assert_eq!(database.key(foreign).stored_uses, 0);
+    database.assert_all_signed(60);
+}
+
+#[actix::test]
+async fn a_disabled_key_leaves_the_memory_even_beside_a_key_of_another_kek() {
+    let database = Database::new(3, 0);
+    let lease = Duration::from_millis(60);
+    let node = TestNode::start(&database, Plan { until_done: false, lease, ..Plan::default() });
+    assert_eq!(node.key_manager().await.keys, 3);
+    database.add_keys_sealed_by(&Kek::generate().unwrap(), 1, |_| {});
+    let key = database.store.keys(database.ring).unwrap().remove(0);
+    database.store.change_key(&key.kid, KeyEvent::Disabled, "test", None).unwrap();
+    let rounds = database.store.calls(Call::SealedKeys);
+    eventually("two rounds", || database.store.calls(Call::SealedKeys) >= rounds + 2).await;
+    assert_eq!(node.key_manager().await.keys, 2);
+    node.stop().await;
+}
