@@ -58,13 +58,16 @@ fn a_batch_far_larger_than_the_memory_allowed_is_signed(site: Site) {
     site.run(&["audit"]).expect_code(0);
 }
 
-/// Inserts payloads of 16 MiB, each of one byte repeated: PostgreSQL packs them, SQLite does not.
+/// Inserts payloads of 16 MiB, of one byte repeated: PostgreSQL packs them, SQLite does not.
 fn insert_large_payloads(database: &Database, count: u32) {
     match database {
         Database::Postgres(_) => database.execute(&format!(
-            "INSERT INTO records (ring_id, payload)
-             SELECT 1, decode(repeat(lpad(to_hex(n), 2, '0'), 16777216), 'hex')
-             FROM generate_series(1, {count}) n"
+            "WITH zeros AS MATERIALIZED
+                 (SELECT string_agg('\\x00'::BYTEA, '') AS payload FROM generate_series(1, 65536)),
+             large AS MATERIALIZED
+                 (SELECT string_agg(payload, '') AS payload FROM zeros, generate_series(1, 256))
+             INSERT INTO records (ring_id, payload)
+             SELECT 1, set_byte(payload, 0, n) FROM large, generate_series(1, {count}) n"
         )),
         Database::Sqlite(_) => {
             let mut connection = database.connect_sqlite();
