@@ -23,3 +23,4 @@ mod many_processes;
 mod outages;
 mod payloads;
 mod sizes;
+mod the_judge;
