@@ -172,7 +172,12 @@ impl Node {
         }
     }
 
-    /// What the node has done and is doing.
+    /// How many batches are in flight: the Supervisor answers at once, whatever the database does.
+    pub async fn in_flight(&self) -> u32 {
+        self.supervisor.send(Observe::new()).await.map_or(0, |snapshot| snapshot.in_flight)
+    }
+
+    /// What the node has done and is doing. It waits for database work that is under way.
     pub async fn observe(&self) -> NodeSnapshot {
         NodeSnapshot {
             supervisor: self.supervisor.send(Observe::new()).await.unwrap_or_default(),

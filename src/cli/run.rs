@@ -171,8 +171,7 @@ async fn watch(
         tokio::select! {
             finished = node.finished() => break finished,
             signal = signals.next() => {
-                let in_flight = node.observe().await.supervisor.in_flight;
-                let batches = output::counted(in_flight.into(), "batch");
+                let batches = output::counted(node.in_flight().await.into(), "batch");
                 output::eprint_line(&format!(
                     "{signal}: finishing {batches} in flight; once more to end at once"
                 ));

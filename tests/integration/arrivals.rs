@@ -41,7 +41,7 @@ fn serve_signs_what_is_there_and_what_arrives(site: Site) {
 
 #[test]
 fn records_committed_behind_an_older_open_transaction_wait_for_its_commit() {
-    let site = Site::postgres().with(10, 0);
+    let site = Site::postgres_alone().with(10, 0);
     let (mut older, run) = start_behind_an_open_transaction(&site);
     older.batch_execute("COMMIT").unwrap();
     run.wait().expect_code(0).expect_stdout("signed 2,010 records");
@@ -50,7 +50,7 @@ fn records_committed_behind_an_older_open_transaction_wait_for_its_commit() {
 
 #[test]
 fn records_committed_behind_an_older_open_transaction_wait_for_its_rollback() {
-    let site = Site::postgres().with(10, 0);
+    let site = Site::postgres_alone().with(10, 0);
     let (mut older, run) = start_behind_an_open_transaction(&site);
     older.batch_execute("ROLLBACK").unwrap();
     run.wait().expect_code(0).expect_stdout("signed 2,000 records");

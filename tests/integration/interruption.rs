@@ -8,7 +8,6 @@ use crate::support::program::Signal;
 
 on_both_databases! {
     sigterm_finishes_what_is_in_flight_and_the_next_run_the_rest,
-    a_second_sigterm_ends_at_once_and_the_next_run_goes_on,
     kill_in_the_middle_again_and_again_loses_nothing,
 }
 
@@ -39,7 +38,17 @@ fn sigterm_finishes_what_is_in_flight_and_the_next_run_the_rest(site: Site) {
     judge(&site, RECORDS.into());
 }
 
-fn a_second_sigterm_ends_at_once_and_the_next_run_goes_on(site: Site) {
+#[test]
+fn a_second_sigterm_ends_at_once_on_postgres_and_the_next_run_goes_on() {
+    a_second_sigterm_ends_at_once(Site::postgres_alone());
+}
+
+#[test]
+fn a_second_sigterm_ends_at_once_on_sqlite_and_the_next_run_goes_on() {
+    a_second_sigterm_ends_at_once(Site::sqlite());
+}
+
+fn a_second_sigterm_ends_at_once(site: Site) {
     let site = with_short_leases(site.with(20, RECORDS));
     let run = site.start(&RUN);
     site.wait_for_the_middle(RECORDS.into());

@@ -26,3 +26,4 @@ mod outages;
 mod payloads;
 mod project;
 mod sizes;
+mod the_judge;

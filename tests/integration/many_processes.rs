@@ -19,7 +19,7 @@ fn four_processes_share_a_postgres() {
 /// All processes are held at their first checkout until each has come to it, and none may have
 /// more than its share of the keys: so each has work.
 fn share_a_postgres(processes: usize) {
-    let site = Site::postgres().with(40, 20_000).set("CHANCERY_SIGNING__MAX_IN_FLIGHT", "8");
+    let site = Site::postgres_alone().with(40, 20_000).set("CHANCERY_SIGNING__MAX_IN_FLIGHT", "8");
     let mut barrier = site.database.connect_postgres();
     barrier.batch_execute("BEGIN; SELECT 1 FROM rings WHERE id = 1 FOR UPDATE").unwrap();
     let runs: Vec<Running> =

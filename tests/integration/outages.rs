@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, TcpListener};
 use std::time::{Duration, Instant};
 
-use testkit::{Postgres, StopMode};
+use testkit::StopMode;
 
 use crate::support::Site;
 use crate::support::judge::judge;
@@ -19,9 +19,9 @@ fn a_run_goes_on_after_the_server_crashed_and_was_started_again() {
 }
 
 fn survives_a_stop(mode: StopMode) {
-    let server = Postgres::start().unwrap();
     // A checkout whose reply was lost comes back when its lease ends.
-    let site = Site::on_server(&server).set("CHANCERY_LEASE__DURATION_S", "2").with(20, 20_000);
+    let site = Site::postgres_alone().set("CHANCERY_LEASE__DURATION_S", "2").with(20, 20_000);
+    let server = site.database.server();
     let run = site.start(&["run", "--batch-size", "20"]);
     let before = site.wait_for_the_middle(20_000);
     server.stop(mode).unwrap();
@@ -35,8 +35,8 @@ fn survives_a_stop(mode: StopMode) {
 
 #[test]
 fn a_server_that_comes_up_late_is_waited_for() {
-    let server = Postgres::start().unwrap();
-    let site = Site::on_server(&server).with(2, 100);
+    let site = Site::postgres_alone().with(2, 100);
+    let server = site.database.server();
     server.stop(StopMode::Fast).unwrap();
     let run = site.start(&["run"]);
     run.wait_for_stderr("waiting for the database");

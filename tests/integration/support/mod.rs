@@ -48,6 +48,12 @@ impl Site {
         Site::on_server(testkit::Postgres::shared())
     }
 
+    /// On a PostgreSQL server of its own, for tests that stop it or hold a transaction open: one that
+    /// has written keeps new records of the whole server from being signed.
+    pub(crate) fn postgres_alone() -> Site {
+        Site::on_server(&testkit::Postgres::start().unwrap())
+    }
+
     /// On a database of that PostgreSQL server.
     pub(crate) fn on_server(server: &testkit::Postgres) -> Site {
         Site::on(|_| Database::Postgres(server.create_database().unwrap()))
