@@ -31,13 +31,13 @@ pub(super) enum Keys {
     /// Let disabled keys sign again
     Enable {
         /// Key ids, or beginnings of them that fit one key only
-        #[arg(required = true, value_name = "KID", allow_hyphen_values = true)]
+        #[arg(required = true, value_name = "KID")]
         kids: Vec<String>,
     },
     /// Keep keys from signing; a use that is under way ends as usual
     Disable {
         /// Key ids, or beginnings of them that fit one key only
-        #[arg(required = true, value_name = "KID", allow_hyphen_values = true)]
+        #[arg(required = true, value_name = "KID")]
         kids: Vec<String>,
         /// Why; it is kept with the key
         #[arg(long, value_name = "TEXT")]

@@ -3,6 +3,7 @@
 //! The protocol's own transactions stand in `protocol.rs`, the intake in `intake.rs`.
 
 mod intake;
+mod keys;
 mod protocol;
 
 use std::time::Duration;
@@ -369,7 +370,7 @@ impl Store for PgStore {
         make: &mut dyn FnMut(KeyId) -> Result<NewKey, MakeKeyError>,
     ) -> Result<Vec<KeyId>, StoreError> {
         let (added, tick) =
-            self.run_tx(|c| protocol::add_keys(self, c, ring, count, if_empty, actor, make))?;
+            self.run_tx(|c| keys::add_keys(self, c, ring, count, if_empty, actor, make))?;
         self.seen.saw(ring, tick);
         Ok(added)
     }
@@ -389,7 +390,7 @@ impl Store for PgStore {
         actor: &str,
         reason: Option<&str>,
     ) -> Result<bool, StoreError> {
-        let changed = self.run_tx(|c| protocol::change_key(self, c, kid, event, actor, reason))?;
+        let changed = self.run_tx(|c| keys::change_key(self, c, kid, event, actor, reason))?;
         if let Some((ring, tick)) = changed {
             self.seen.saw(ring, tick);
         }

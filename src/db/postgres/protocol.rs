@@ -25,7 +25,7 @@ use crate::types::{
 
 /// The ring's row, locked. Always a statement of its own: what follows must see every commit
 /// before it.
-fn lock_ring(store: &PgStore, c: &mut PgConnection, ring: RingId) -> TxResult<Ring> {
+pub(super) fn lock_ring(store: &PgStore, c: &mut PgConnection, ring: RingId) -> TxResult<Ring> {
     let query = "SELECT id, name, tick, cursor_xid, cursor_id FROM rings
                  WHERE id = $1 FOR NO KEY UPDATE";
     let ring = Ring::from(c.row::<RingRow>(query, &ring_bind(ring))?);
@@ -34,7 +34,7 @@ fn lock_ring(store: &PgStore, c: &mut PgConnection, ring: RingId) -> TxResult<Ri
 }
 
 /// Adds `events` ticks to the ring, which locks its row; the tick before the first of them.
-fn take_ticks(
+pub(super) fn take_ticks(
     store: &PgStore,
     c: &mut PgConnection,
     ring: RingId,
@@ -545,92 +545,4 @@ pub(super) fn has_work(c: &mut PgConnection, ring: RingId) -> QueryResult<(bool,
         FROM rings g WHERE g.id = $1";
     let value = c.number(query, &ring_bind(ring))?;
     Ok(if value >= 0 { (true, Tick(value)) } else { (false, Tick(-value - 1)) })
-}
-
-// Keys
-
-pub(super) fn add_keys(
-    store: &PgStore,
-    c: &mut PgConnection,
-    ring: RingId,
-    count: u32,
-    if_empty: bool,
-    actor: &str,
-    make: &mut dyn FnMut(KeyId) -> Result<NewKey, MakeKeyError>,
-) -> TxResult<(Vec<KeyId>, Tick)> {
-    let ring = lock_ring(store, c, ring)?;
-    if if_empty {
-        let query = "SELECT count(*) AS value FROM keys WHERE ring_id = $1";
-        if c.number(query, &ring_bind(ring.id))? > 0 {
-            return Ok((Vec::new(), ring.tick));
-        }
-    }
-    let mut tick = ring.tick;
-    let mut added = Vec::new();
-    for _ in 0..count {
-        let id = c.number("SELECT nextval(pg_get_serial_sequence('keys', 'id')) AS value", &[])?;
-        let key = make(KeyId(id)).map_err(StoreError::MakeKey)?;
-        tick = tick.next();
-        c.run(
-            "INSERT INTO keys (id, ring_id, kid, algorithm, public_key, sealed_private_key, kek_id, status)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, 'active')",
-            &[
-                Bind::Int(id),
-                Bind::Int(ring.id.0),
-                Bind::Text(&key.kid.0),
-                Bind::Text(key.algorithm),
-                Bind::Bytes(key.public_key.as_bytes()),
-                Bind::Bytes(&key.sealed_private_key),
-                Bind::Text(&key.kek_id),
-            ],
-        )?;
-        insert_event(c, ring.id, tick, id, KeyEvent::Added, actor, None)?;
-        added.push(KeyId(id));
-    }
-    take_ticks(store, c, ring.id, added.len())?;
-    Ok((added, tick))
-}
-
-pub(super) fn change_key(
-    store: &PgStore,
-    c: &mut PgConnection,
-    kid: &Kid,
-    event: KeyEvent,
-    actor: &str,
-    reason: Option<&str>,
-) -> TxResult<Option<(RingId, Tick)>> {
-    let (_, ring, _) = shared::key_state(c, kid)?;
-    let ring = lock_ring(store, c, ring)?;
-    let (id, _, status) = shared::key_state(c, kid)?;
-    if !shared::changes(kid, status, event)? {
-        return Ok(None);
-    }
-    let tick = take_ticks(store, c, ring.id, 1)?.next();
-    insert_event(c, ring.id, tick, id, event, actor, reason)?;
-    shared::set_status(c, kid, id, event, reason)?;
-    Ok(Some((ring.id, tick)))
-}
-
-fn insert_event(
-    c: &mut PgConnection,
-    ring: RingId,
-    tick: Tick,
-    key: i64,
-    event: KeyEvent,
-    actor: &str,
-    reason: Option<&str>,
-) -> QueryResult<()> {
-    c.run(
-        "INSERT INTO key_events (ring_id, tick, key_id, event, actor, reason)
-         VALUES ($1, $2, $3, $4, $5, $6)",
-        &[
-            Bind::Int(ring.0),
-            Bind::Int(tick.0),
-            Bind::Int(key),
-            Bind::Text(event.as_str()),
-            Bind::Text(actor),
-            Bind::OptionalText(reason),
-        ],
-    )?;
-    Ok(())
 }

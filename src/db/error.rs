@@ -1,0 +1,114 @@
+//! What can go wrong between Chancery and its database.
+
+use std::fmt;
+
+use super::migrate;
+use crate::types::{KeyEvent, KeyStatus, Kid, RingId, Tick};
+
+/// What can go wrong between Chancery and its database.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// The connection failed. Whether a commit under way took effect is unknown.
+    #[error("the database is not reachable: {0}")]
+    Unavailable(String),
+    /// The database gave way to somebody else; the transaction did not happen.
+    #[error("the database is busy: {0}")]
+    Busy(String),
+    /// The database has no room or its storage fails; the transaction did not happen.
+    #[error("the database's storage fails: {0}")]
+    Storage(String),
+    /// The database cannot be used as it was named.
+    #[error("{0}")]
+    Connect(String),
+    /// A batch (of one ring's group; which one is known only in a group of one) breaks a rule.
+    #[error("refused: {0}")]
+    Refused(Refusal),
+    /// The database is in an older state than one this process has seen committed.
+    #[error(
+        "ring {ring} is at tick {now}, but this node has seen tick {seen} committed: the database \
+         has gone back to an older state (an old backup, or a fail-over that lost commits); \
+         restore the newer state, or restart this node once you accept the loss"
+    )]
+    RolledBack {
+        /// The ring.
+        ring: RingId,
+        /// The highest tick seen.
+        seen: Tick,
+        /// The tick found.
+        now: Tick,
+    },
+    /// Nothing of that name.
+    #[error("there is no {what} {name:?}")]
+    NotFound {
+        /// A ring, a key.
+        what: &'static str,
+        /// Its name.
+        name: String,
+    },
+    /// A key's status does not allow the change.
+    #[error("key {kid} is {status} and cannot be {event}")]
+    IllegalChange {
+        /// The key.
+        kid: Kid,
+        /// Its status.
+        status: KeyStatus,
+        /// The change.
+        event: KeyEvent,
+    },
+    /// A key that is in use cannot be destroyed.
+    #[error("key {kid} is in use: disable it, and destroy it when its batch has ended")]
+    KeyInUse {
+        /// The key.
+        kid: Kid,
+    },
+    /// The schema does not fit this program.
+    #[error(transparent)]
+    Schema(#[from] migrate::SchemaError),
+    /// A key could not be made.
+    #[error("making a key failed: {0}")]
+    MakeKey(MakeKeyError),
+    /// Anything else that the database said.
+    #[error("the database refused: {0}")]
+    Database(String),
+}
+
+impl StoreError {
+    /// Whether the same call may succeed later without anybody's doing.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, StoreError::Unavailable(_) | StoreError::Busy(_) | StoreError::Storage(_))
+    }
+}
+
+/// Why the database would not take a batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// A record of it has a signature already: an alarm, since the fence should have kept it out.
+    DoubleSign(String),
+    /// The batch has another number of records than it was made with.
+    Count {
+        /// As in `batches.record_count`.
+        expected: u64,
+        /// As handed in.
+        found: u64,
+    },
+    /// It breaks another constraint.
+    Constraint(String),
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Refusal::DoubleSign(detail) => write!(f, "double signing prevented: {detail}"),
+            Refusal::Count { expected, found } => {
+                write!(f, "the batch was made with {expected} records, and {found} were signed")
+            }
+            Refusal::Constraint(detail) => write!(f, "a constraint refused it: {detail}"),
+        }
+    }
+}
+
+/// Why a new key could not be made.
+pub type MakeKeyError = Box<dyn std::error::Error + Send + Sync>;
