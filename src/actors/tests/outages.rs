@@ -6,7 +6,7 @@ use super::database::Database;
 use super::faulty_store::{Call, Fault, Gate};
 use super::node::{Plan, TestNode, eventually, let_pass};
 use super::scripted_signer::SignFault;
-use crate::actors::messages::Stop;
+use crate::actors::messages::{CheckOut, Stop};
 use crate::actors::supervisor::Finished;
 use crate::db::Store;
 
@@ -48,6 +48,26 @@ async fn a_key_manager_stops_though_its_database_hangs() {
         Finished::Failed(error) => assert!(error.to_string().contains("key manager"), "{error}"),
         other => panic!("{other:?}"),
     }
+}
+
+#[actix::test]
+async fn database_work_of_the_key_manager_is_done_one_piece_at_a_time() {
+    let database = Database::new(3, 60);
+    let (gate, sign) = (Gate::closed(), Gate::closed());
+    database.signing.on_slice(move |_| Some(SignFault::Wait(sign)));
+    database.store.plan(Call::CheckOut, [Fault::WaitAfter(gate)]);
+    let node = TestNode::start(&database, Plan::default());
+    eventually("the checkout hangs", || gate.waiting() == 1).await;
+    let asked = actix::spawn(node.team.key_manager.send(CheckOut { max_batches: 1 }));
+    let_pass(Duration::from_millis(50)).await;
+    assert_eq!(database.store.calls(Call::CheckOut), 1);
+    gate.open();
+    // The node's checkout came first and took every key.
+    assert!(asked.await.unwrap().unwrap().unwrap().checkouts.is_empty());
+    assert!(database.store.calls(Call::CheckOut) >= 2);
+    sign.open();
+    node.finish_done().await;
+    database.assert_all_signed(60);
 }
 
 #[actix::test]
@@ -230,6 +250,26 @@ async fn a_node_without_its_writer_gives_its_batches_back_and_says_so() {
     assert!(batches.iter().all(|batch| batch.attempts == 0), "{batches:?}");
     TestNode::start(&database, Plan::default()).finish_done().await;
     database.assert_all_signed(30);
+}
+
+#[actix::test]
+async fn a_writer_that_stops_with_batches_in_hand_blames_none_and_doubles_nothing() {
+    let database = Database::new(8, 100);
+    let gate = Gate::closed();
+    database.store.plan(Call::StoreBatches, [Fault::Wait(gate)]);
+    let node = TestNode::start(&database, Plan::default());
+    eventually("four batches are signed", || database.signing.counts().slices_signed == 4).await;
+    eventually("a store hangs", || gate.waiting() == 1).await;
+    node.team.writer.send(Stop).await.unwrap();
+    node.until("all are given up", |snapshot| snapshot.given_up_batches == 4).await;
+    // The store that hung comes too late, and finds its use ended.
+    gate.open();
+    assert!(matches!(node.finish().await, Finished::Failed(_)));
+    assert_eq!(database.judge_unfinished().signed, 0);
+    let batches = database.store.batches(None, 100).unwrap();
+    assert!(batches.iter().all(|batch| batch.attempts == 0), "{batches:?}");
+    TestNode::start(&database, Plan::default()).finish_done().await;
+    database.assert_all_signed(100);
 }
 
 #[actix::test]
