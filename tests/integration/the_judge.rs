@@ -16,15 +16,23 @@ const CHANGES: [(&str, &str); 10] = [
     ("UPDATE signatures SET signature = zeroblob(64)", "the signature of record"),
     ("UPDATE key_uses SET outcome = 'abandoned' WHERE fence = 4", "without exactly one stored use"),
     ("UPDATE rings SET tick = tick + 1", "ticks are not gapless"),
-    ("UPDATE key_uses SET key_id = 1 WHERE fence = 5", "(R2)"),
-    ("UPDATE key_uses SET key_id = 3 - key_id WHERE fence IN (4, 5)", "(R4)"),
+    (
+        "PRAGMA ignore_check_constraints = ON;
+         UPDATE key_uses SET end_tick = 0 WHERE fence = 4;
+         UPDATE key_uses SET end_tick = 5 WHERE fence = 10;
+         UPDATE key_uses SET end_tick = 11 WHERE fence = 4",
+        "(R2)",
+    ),
+    ("UPDATE key_uses SET key_id = 3 - key_id WHERE fence IN (4, 6)", "(R4)"),
     ("UPDATE key_events SET event = 'disabled' WHERE key_id = 1", "not active"),
     ("UPDATE keys SET last_tick = last_tick + 1 WHERE id = 1", "last use's end"),
 ];
 
 #[test]
 fn the_judge_finds_each_broken_rule() {
-    let site = Site::sqlite().with(3, 100);
+    // One batch at a time: the first use of the first key has fence 4 and ends at tick 5, its second
+    // has fence 10 and ends at 11.
+    let site = Site::sqlite().set("CHANCERY_SIGNING__MAX_IN_FLIGHT", "1").with(3, 100);
     site.run(&["run", "--batch-size", "10"]).expect_code(0);
     judge_data(&site.database, 100, 0);
     let mut whole = site.database.connect_sqlite();
