@@ -301,6 +301,8 @@ fn claim(
 ) -> Result<Claimed, StoreError> {
     let sent_at = clock.now();
     let checked_out = store.check_out(request)?;
+    let took_us = u64::try_from((clock.now() - sent_at).as_micros()).unwrap_or(u64::MAX);
+    tracing::debug!(batches = checked_out.batches.len(), took_us, "checked out");
     let lookup = |keys: &Mutex<KeySet>, batch: &ClaimedBatch| {
         keys.lock().unwrap_or_else(PoisonError::into_inner).key(batch.key_use.key)
     };

@@ -28,7 +28,11 @@ use crate::types::{
 pub use error::{MakeKeyError, Refusal, StoreError};
 pub use postgres::PgStore;
 pub use sqlite::{HeldSigningLock, SigningLock, SqliteStore};
-pub use values::{Batch, BatchKey, Blocker, CheckOut, CheckedOut, ClaimedBatch, GiveUp, Inserted, KekCheck, Key, KeyUse, Membership, NewKey, NewRecord, OpenUse, Progress, ReclaimScope, Reclaimed, Remaining, Ring, SealedKeyRow, Shortage, SignedBatch, SignedRecord, StoreOutcome};
+pub use values::{
+    Batch, BatchKey, Blocker, CheckOut, CheckedOut, ClaimedBatch, GiveUp, Inserted, KekCheck, Key,
+    KeyUse, Membership, NewKey, NewRecord, OpenUse, Progress, ReclaimScope, Reclaimed, Remaining,
+    Ring, SealedKeyRow, Shortage, SignedBatch, SignedRecord, StoreOutcome,
+};
 
 /// How a store connects.
 #[derive(Clone, Debug)]

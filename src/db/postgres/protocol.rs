@@ -16,12 +16,10 @@ use crate::db::models::{
 };
 use crate::db::shared::{self, Bind, Session, TxResult};
 use crate::db::{
-    CheckOut, CheckedOut, GiveUp, KeyUse, MakeKeyError, NewKey, ReclaimScope, Reclaimed, Refusal,
-    Ring, SignedBatch, StoreError, StoreOutcome, schema,
+    CheckOut, CheckedOut, GiveUp, KeyUse, ReclaimScope, Reclaimed, Refusal, Ring, SignedBatch,
+    StoreError, StoreOutcome, schema,
 };
-use crate::types::{
-    BatchRange, Fence, KeyEvent, KeyId, Kid, NodeId, Outcome, Position, Record, RingId, Tick,
-};
+use crate::types::{BatchRange, Fence, KeyId, NodeId, Outcome, Position, Record, RingId, Tick};
 
 /// The ring's row, locked. Always a statement of its own: what follows must see every commit
 /// before it.

@@ -12,7 +12,7 @@ use crate::db::models::{BatchRow, EdgeRow, NumberRow, RecordRow, RingRow, UseRow
 use crate::db::shared::{self, Bind, Session, TxResult};
 use crate::db::{
     CheckOut, CheckedOut, GiveUp, KeyUse, MakeKeyError, NewKey, ReclaimScope, Reclaimed, Refusal,
-    Ring, SignedBatch, StoreError, StoreOutcome, schema::signatures,
+    Ring, SignedBatch, StoreError, StoreOutcome,
 };
 use crate::types::{
     BatchRange, Fence, KeyEvent, KeyId, Kid, NodeId, Outcome, Position, Record, RecordId, RingId,
@@ -255,14 +255,20 @@ fn insert_signatures(c: &mut SqliteConnection, batch: &SignedBatch) -> TxResult<
     if expected != found {
         return Err(StoreError::Refused(Refusal::Count { expected, found }).into());
     }
-    for (record, signature) in &batch.signatures {
-        diesel::insert_into(signatures::table)
-            .values((
-                signatures::record_id.eq(record.0),
-                signatures::batch_id.eq(batch.key_use.batch.0),
-                signatures::signature.eq(signature.0.as_slice()),
-            ))
-            .execute(c)?;
+    // One statement for the whole batch: the ids as a JSON array, the signatures end to end.
+    let ids: Vec<String> = batch.signatures.iter().map(|(record, _)| record.to_string()).collect();
+    let signatures: Vec<u8> = batch.signatures.iter().flat_map(|(_, s)| s.0).collect();
+    let inserted = c.run(
+        "INSERT INTO signatures (record_id, batch_id, signature)
+         SELECT value, $1, substr($2, key * 64 + 1, 64) FROM json_each($3)",
+        &[
+            Bind::Int(batch.key_use.batch.0),
+            Bind::Bytes(&signatures),
+            Bind::Text(&format!("[{}]", ids.join(","))),
+        ],
+    )? as u64;
+    if inserted != expected {
+        return Err(StoreError::Refused(Refusal::Count { expected, found: inserted }).into());
     }
     Ok(())
 }
