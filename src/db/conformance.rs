@@ -21,6 +21,7 @@ mod migrations;
 mod postgres_commits;
 mod postgres_order;
 mod postgres_plans;
+mod postgres_restore;
 mod postgres_roles;
 mod postgres_sessions;
 mod rollback;
