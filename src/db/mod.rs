@@ -6,6 +6,7 @@
 #[cfg(test)]
 mod conformance;
 mod error;
+mod keys;
 pub mod migrate;
 mod models;
 mod postgres;

@@ -3,7 +3,6 @@
 //! The protocol's own transactions stand in `protocol.rs`, the intake in `intake.rs`.
 
 mod intake;
-mod keys;
 mod protocol;
 
 use std::time::Duration;
@@ -14,6 +13,7 @@ use diesel::pg::PgConnection;
 use diesel::r2d2::{ConnectionManager, CustomizeConnection, Pool, PooledConnection};
 use diesel::result::{ConnectionError, DatabaseErrorKind, Error as DieselError};
 
+use super::keys;
 use super::models::{BlockerRow, TextRow};
 use super::seen::SeenTicks;
 use super::shared::{self, Bind, Session, TxError, TxResult};
@@ -342,7 +342,7 @@ impl Store for PgStore {
     }
 
     fn database_id(&self) -> Result<String, StoreError> {
-        self.read(shared::database_id)
+        self.read(keys::database_id)
     }
 
     fn ring(&self, name: &str) -> Result<Ring, StoreError> {
@@ -354,11 +354,11 @@ impl Store for PgStore {
     }
 
     fn kek_checks(&self) -> Result<Vec<KekCheck>, StoreError> {
-        self.read(shared::kek_checks)
+        self.read(keys::kek_checks)
     }
 
     fn add_kek(&self, check: &KekCheck) -> Result<(), StoreError> {
-        self.run_tx(|c| shared::add_kek(c, check))
+        self.run_tx(|c| keys::add_kek(c, check))
     }
 
     fn add_keys(
@@ -369,18 +369,20 @@ impl Store for PgStore {
         actor: &str,
         make: &mut dyn FnMut(KeyId) -> Result<NewKey, MakeKeyError>,
     ) -> Result<Vec<KeyId>, StoreError> {
-        let (added, tick) =
-            self.run_tx(|c| keys::add_keys(self, c, ring, count, if_empty, actor, make))?;
+        let (added, tick) = self.run_tx(|c| {
+            let ring = protocol::lock_ring(self, c, ring)?;
+            keys::add_keys(c, &ring, count, if_empty, actor, make)
+        })?;
         self.seen.saw(ring, tick);
         Ok(added)
     }
 
     fn keys(&self, ring: RingId) -> Result<Vec<Key>, StoreError> {
-        self.read(|c| shared::keys(c, ring))
+        self.read(|c| keys::keys(c, ring))
     }
 
     fn sealed_keys(&self, ring: RingId) -> Result<Vec<SealedKeyRow>, StoreError> {
-        self.read(|c| shared::sealed_keys(c, ring))
+        self.read(|c| keys::sealed_keys(c, ring))
     }
 
     fn change_key(
@@ -390,7 +392,12 @@ impl Store for PgStore {
         actor: &str,
         reason: Option<&str>,
     ) -> Result<bool, StoreError> {
-        let changed = self.run_tx(|c| keys::change_key(self, c, kid, event, actor, reason))?;
+        let changed = self.run_tx(|c| {
+            let (_, ring, _) = keys::key_state(c, kid)?;
+            let ring = protocol::lock_ring(self, c, ring)?;
+            let tick = keys::change_key(c, &ring, kid, event, actor, reason)?;
+            Ok(tick.map(|tick| (ring.id, tick)))
+        })?;
         if let Some((ring, tick)) = changed {
             self.seen.saw(ring, tick);
         }

@@ -10,17 +10,15 @@ use diesel::sqlite::{Sqlite, SqliteConnection};
 use diesel::{QueryResult, QueryableByName, RunQueryDsl, sql_query};
 
 use super::models::{
-    BatchKeyRow, BatchRow, EventRow, FlagRow, KekRow, KeyRow, KeyStateRow, MembershipRow,
-    NumberRow, PositionRow, RemainingRow, RingRow, SealedRow, SignedRow, StateRow, TextRow, UseRow,
+    BatchKeyRow, BatchRow, EventRow, FlagRow, MembershipRow, NumberRow, PositionRow, RemainingRow,
+    RingRow, SignedRow, StateRow, UseRow,
 };
 use super::{
-    Batch, BatchKey, CheckOut, KekCheck, Key, Membership, OpenUse, Progress, Remaining, Ring,
-    SealedKeyRow, Shortage, SignedRecord, StoreError,
+    Batch, BatchKey, CheckOut, Membership, OpenUse, Progress, Remaining, Ring, Shortage,
+    SignedRecord, StoreError,
 };
 use crate::ledger::Event;
-use crate::types::{
-    BatchId, BatchState, KeyEvent, KeyStatus, Kid, Position, RecordId, RingId, Tick,
-};
+use crate::types::{BatchId, BatchState, Position, RecordId, RingId, Tick};
 
 /// Why a transaction did not commit: the database's own error, or a finding of ours.
 #[derive(Debug)]
@@ -61,6 +59,9 @@ pub(super) trait Session {
     /// Whether the table of the schema's versions is there, as a query for a [`FlagRow`].
     const HAS_VERSIONS: &'static str;
 
+    /// The id of the next key, as a query for a number.
+    const NEXT_KEY_ID: &'static str;
+
     /// How many records a search through all of them looks at in one statement, where a long one
     /// would keep a snapshot open for too long; `None` if that harms nobody.
     const SEARCH_PAGE: Option<i64>;
@@ -86,9 +87,10 @@ pub(super) trait Session {
 }
 
 macro_rules! session {
-    ($connection:ty, $backend:ty, $micros:literal, $has_versions:literal, $search_page:expr) => {
+    ($connection:ty, $backend:ty, $micros:literal, $has_versions:literal, $next_key_id:literal, $search_page:expr) => {
         impl Session for $connection {
             const HAS_VERSIONS: &'static str = $has_versions;
+            const NEXT_KEY_ID: &'static str = $next_key_id;
             const SEARCH_PAGE: Option<i64> = $search_page;
 
             fn micros(column: &str) -> String {
@@ -128,6 +130,7 @@ session!(
     Pg,
     "(extract(epoch FROM {}) * 1000000)::BIGINT",
     "SELECT to_regclass('__diesel_schema_migrations') IS NOT NULL AS value",
+    "SELECT nextval(pg_get_serial_sequence('keys', 'id')) AS value",
     // Less than a second's work.
     Some(500_000)
 );
@@ -136,6 +139,7 @@ session!(
     Sqlite,
     "CAST(round(unixepoch({}, 'subsec') * 1000) AS INTEGER) * 1000",
     "SELECT count(*) > 0 AS value FROM sqlite_master WHERE name = '__diesel_schema_migrations'",
+    "SELECT coalesce(max(seq), 0) + 1 AS value FROM sqlite_sequence WHERE name = 'keys'",
     None
 );
 
@@ -348,99 +352,6 @@ pub(super) fn strays<S: Session>(
     );
     let binds = [Bind::Int(ring.0), Bind::Int(cursor.xid), Bind::Int(cursor.id.0)];
     Ok(s.rows::<PositionRow>(&query, &binds)?.into_iter().map(Position::from).collect())
-}
-
-// Keys
-
-pub(super) fn database_id<S: Session>(s: &mut S) -> TxResult<String> {
-    Ok(s.row::<TextRow>("SELECT database_id AS value FROM database_identity", &[])?.value)
-}
-
-pub(super) fn kek_checks<S: Session>(s: &mut S) -> TxResult<Vec<KekCheck>> {
-    let rows =
-        s.rows::<KekRow>("SELECT kek_id, check_value FROM keks ORDER BY created_at, kek_id", &[])?;
-    Ok(rows
-        .into_iter()
-        .map(|r| KekCheck { kek_id: r.kek_id, check_value: r.check_value })
-        .collect())
-}
-
-pub(super) fn add_kek<S: Session>(s: &mut S, check: &KekCheck) -> TxResult<()> {
-    s.run(
-        "INSERT INTO keks (kek_id, check_value) VALUES ($1, $2) ON CONFLICT (kek_id) DO NOTHING",
-        &[Bind::Text(&check.kek_id), Bind::Bytes(&check.check_value)],
-    )?;
-    Ok(())
-}
-
-pub(super) fn keys<S: Session>(s: &mut S, ring: RingId) -> TxResult<Vec<Key>> {
-    let query = format!(
-        "SELECT k.id, k.ring_id, k.kid, k.algorithm, k.public_key, k.status, k.status_reason,
-                k.last_tick, {} AS created_at,
-                EXISTS (SELECT 1 FROM key_uses u WHERE u.key_id = k.id AND u.end_tick IS NULL) AS in_use,
-                (SELECT count(*) FROM key_uses u WHERE u.key_id = k.id AND u.outcome = 'stored') AS stored_uses
-         FROM keys k WHERE k.ring_id = $1 ORDER BY k.id",
-        S::micros("k.created_at")
-    );
-    let rows = s.rows::<KeyRow>(&query, &[Bind::Int(ring.0)])?;
-    Ok(rows.into_iter().map(Key::try_from).collect::<Result<_, _>>()?)
-}
-
-pub(super) fn sealed_keys<S: Session>(s: &mut S, ring: RingId) -> TxResult<Vec<SealedKeyRow>> {
-    let query = "SELECT id, kid, public_key, sealed_private_key, kek_id FROM keys
-                 WHERE ring_id = $1 AND status = 'active' ORDER BY id";
-    let rows = s.rows::<SealedRow>(query, &[Bind::Int(ring.0)])?;
-    Ok(rows.into_iter().map(SealedKeyRow::from).collect())
-}
-
-/// The key of that thumbprint, with its status as this transaction sees it.
-pub(super) fn key_state<S: Session>(s: &mut S, kid: &Kid) -> TxResult<(i64, RingId, KeyStatus)> {
-    let query = "SELECT id, ring_id, status FROM keys WHERE kid = $1";
-    let Some(row) = s.rows::<KeyStateRow>(query, &[Bind::Text(&kid.0)])?.pop() else {
-        return Err(StoreError::NotFound { what: "key", name: kid.0.clone() }.into());
-    };
-    Ok((row.id, RingId(row.ring_id), row.status()?))
-}
-
-/// Whether `event` may happen to a key of that status; `false` if it would change nothing.
-pub(super) fn changes(kid: &Kid, status: KeyStatus, event: KeyEvent) -> Result<bool, StoreError> {
-    let allowed = match event {
-        KeyEvent::Added => false,
-        KeyEvent::Enabled => status == KeyStatus::Disabled,
-        KeyEvent::Disabled => status == KeyStatus::Active,
-        KeyEvent::Retired => matches!(status, KeyStatus::Active | KeyStatus::Disabled),
-        KeyEvent::Destroyed => status != KeyStatus::Destroyed,
-    };
-    if allowed {
-        Ok(true)
-    } else if status == event.status() {
-        Ok(false)
-    } else {
-        Err(StoreError::IllegalChange { kid: kid.clone(), status, event })
-    }
-}
-
-/// Gives a key the status after `event`, and wipes the private key of one that is destroyed.
-///
-/// The caller holds the ring's lock, without which no use of the key begins.
-pub(super) fn set_status<S: Session>(
-    s: &mut S,
-    kid: &Kid,
-    id: i64,
-    event: KeyEvent,
-    reason: Option<&str>,
-) -> TxResult<()> {
-    let in_use = "SELECT count(*) AS value FROM key_uses WHERE key_id = $1 AND end_tick IS NULL";
-    if event == KeyEvent::Destroyed && s.number(in_use, &[Bind::Int(id)])? > 0 {
-        return Err(StoreError::KeyInUse { kid: kid.clone() }.into());
-    }
-    s.run(
-        "UPDATE keys SET status = $1, status_reason = $2,
-                sealed_private_key = CASE WHEN $1 = 'destroyed' THEN NULL ELSE sealed_private_key END
-         WHERE id = $3",
-        &[Bind::Text(event.status().as_str()), Bind::OptionalText(reason), Bind::Int(id)],
-    )?;
-    Ok(())
 }
 
 // Inspection

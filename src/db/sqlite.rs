@@ -20,6 +20,7 @@ use diesel::sqlite::SqliteConnection;
 
 pub use lock::{HeldSigningLock, SigningLock};
 
+use super::keys;
 use super::models::TextRow;
 use super::seen::SeenTicks;
 use super::shared::{self, Session, TxError, TxResult};
@@ -232,7 +233,7 @@ impl Store for SqliteStore {
     }
 
     fn database_id(&self) -> Result<String, StoreError> {
-        self.read(shared::database_id)
+        self.read(keys::database_id)
     }
 
     fn ring(&self, name: &str) -> Result<Ring, StoreError> {
@@ -244,11 +245,11 @@ impl Store for SqliteStore {
     }
 
     fn kek_checks(&self) -> Result<Vec<KekCheck>, StoreError> {
-        self.read(shared::kek_checks)
+        self.read(keys::kek_checks)
     }
 
     fn add_kek(&self, check: &KekCheck) -> Result<(), StoreError> {
-        self.run_tx(|c| shared::add_kek(c, check))
+        self.run_tx(|c| keys::add_kek(c, check))
     }
 
     fn add_keys(
@@ -259,18 +260,20 @@ impl Store for SqliteStore {
         actor: &str,
         make: &mut dyn FnMut(KeyId) -> Result<NewKey, MakeKeyError>,
     ) -> Result<Vec<KeyId>, StoreError> {
-        let (added, tick) =
-            self.run_tx(|c| protocol::add_keys(self, c, ring, count, if_empty, actor, make))?;
+        let (added, tick) = self.run_tx(|c| {
+            let ring = protocol::ring_row(self, c, ring)?;
+            keys::add_keys(c, &ring, count, if_empty, actor, make)
+        })?;
         self.seen.saw(ring, tick);
         Ok(added)
     }
 
     fn keys(&self, ring: RingId) -> Result<Vec<Key>, StoreError> {
-        self.read(|c| shared::keys(c, ring))
+        self.read(|c| keys::keys(c, ring))
     }
 
     fn sealed_keys(&self, ring: RingId) -> Result<Vec<SealedKeyRow>, StoreError> {
-        self.read(|c| shared::sealed_keys(c, ring))
+        self.read(|c| keys::sealed_keys(c, ring))
     }
 
     fn change_key(
@@ -280,7 +283,12 @@ impl Store for SqliteStore {
         actor: &str,
         reason: Option<&str>,
     ) -> Result<bool, StoreError> {
-        let changed = self.run_tx(|c| protocol::change_key(self, c, kid, event, actor, reason))?;
+        let changed = self.run_tx(|c| {
+            let (_, ring, _) = keys::key_state(c, kid)?;
+            let ring = protocol::ring_row(self, c, ring)?;
+            let tick = keys::change_key(c, &ring, kid, event, actor, reason)?;
+            Ok(tick.map(|tick| (ring.id, tick)))
+        })?;
         if let Some((ring, tick)) = changed {
             self.seen.saw(ring, tick);
         }

@@ -32,7 +32,7 @@ pub(super) fn lock_ring(store: &PgStore, c: &mut PgConnection, ring: RingId) -> 
 }
 
 /// Adds `events` ticks to the ring, which locks its row; the tick before the first of them.
-pub(super) fn take_ticks(
+fn take_ticks(
     store: &PgStore,
     c: &mut PgConnection,
     ring: RingId,

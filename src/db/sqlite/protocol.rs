@@ -11,18 +11,21 @@ use super::SqliteStore;
 use crate::db::models::{BatchRow, EdgeRow, NumberRow, RecordRow, RingRow, UseRow, ranges};
 use crate::db::shared::{self, Bind, Session, TxResult};
 use crate::db::{
-    CheckOut, CheckedOut, GiveUp, KeyUse, MakeKeyError, NewKey, ReclaimScope, Reclaimed, Refusal,
-    Ring, SignedBatch, StoreError, StoreOutcome,
+    CheckOut, CheckedOut, GiveUp, KeyUse, ReclaimScope, Reclaimed, Refusal, Ring, SignedBatch,
+    StoreError, StoreOutcome,
 };
 use crate::types::{
-    BatchRange, Fence, KeyEvent, KeyId, Kid, NodeId, Outcome, Position, Record, RecordId, RingId,
-    Tick,
+    BatchRange, Fence, KeyId, NodeId, Outcome, Position, Record, RecordId, RingId, Tick,
 };
 
 /// Now, as it is stored.
 const NOW: &str = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')";
 
-fn ring_row(store: &SqliteStore, c: &mut SqliteConnection, ring: RingId) -> TxResult<Ring> {
+pub(super) fn ring_row(
+    store: &SqliteStore,
+    c: &mut SqliteConnection,
+    ring: RingId,
+) -> TxResult<Ring> {
     let query = "SELECT id, name, tick, cursor_xid, cursor_id FROM rings WHERE id = $1";
     let ring = Ring::from(c.row::<RingRow>(query, &[Bind::Int(ring.0)])?);
     store.seen.check(ring.id, ring.tick)?;
@@ -464,92 +467,4 @@ pub(super) fn has_work(c: &mut SqliteConnection, ring: RingId) -> QueryResult<(b
         return Err(diesel::result::Error::NotFound);
     };
     Ok((work.value == 1, Tick(tick.value)))
-}
-
-// Keys
-
-pub(super) fn add_keys(
-    store: &SqliteStore,
-    c: &mut SqliteConnection,
-    ring: RingId,
-    count: u32,
-    if_empty: bool,
-    actor: &str,
-    make: &mut dyn FnMut(KeyId) -> Result<NewKey, MakeKeyError>,
-) -> TxResult<(Vec<KeyId>, Tick)> {
-    let ring = ring_row(store, c, ring)?;
-    if if_empty {
-        let query = "SELECT count(*) AS value FROM keys WHERE ring_id = $1";
-        if c.number(query, &[Bind::Int(ring.id.0)])? > 0 {
-            return Ok((Vec::new(), ring.tick));
-        }
-    }
-    let last_id = "SELECT coalesce(max(seq), 0) AS value FROM sqlite_sequence WHERE name = 'keys'";
-    let last_id = c.number(last_id, &[])?;
-    let mut tick = ring.tick;
-    let mut added = Vec::new();
-    for id in (last_id + 1..).take(usize::try_from(count).unwrap_or(usize::MAX)) {
-        let key = make(KeyId(id)).map_err(StoreError::MakeKey)?;
-        tick = tick.next();
-        c.run(
-            "INSERT INTO keys (id, ring_id, kid, algorithm, public_key, sealed_private_key, kek_id, status)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, 'active')",
-            &[
-                Bind::Int(id),
-                Bind::Int(ring.id.0),
-                Bind::Text(&key.kid.0),
-                Bind::Text(key.algorithm),
-                Bind::Bytes(key.public_key.as_bytes()),
-                Bind::Bytes(&key.sealed_private_key),
-                Bind::Text(&key.kek_id),
-            ],
-        )?;
-        insert_event(c, ring.id, tick, id, KeyEvent::Added, actor, None)?;
-        added.push(KeyId(id));
-    }
-    set_tick(c, ring.id, tick)?;
-    Ok((added, tick))
-}
-
-pub(super) fn change_key(
-    store: &SqliteStore,
-    c: &mut SqliteConnection,
-    kid: &Kid,
-    event: KeyEvent,
-    actor: &str,
-    reason: Option<&str>,
-) -> TxResult<Option<(RingId, Tick)>> {
-    let (id, ring, status) = shared::key_state(c, kid)?;
-    if !shared::changes(kid, status, event)? {
-        return Ok(None);
-    }
-    let tick = ring_row(store, c, ring)?.tick.next();
-    insert_event(c, ring, tick, id, event, actor, reason)?;
-    set_tick(c, ring, tick)?;
-    shared::set_status(c, kid, id, event, reason)?;
-    Ok(Some((ring, tick)))
-}
-
-fn insert_event(
-    c: &mut SqliteConnection,
-    ring: RingId,
-    tick: Tick,
-    key: i64,
-    event: KeyEvent,
-    actor: &str,
-    reason: Option<&str>,
-) -> QueryResult<()> {
-    c.run(
-        "INSERT INTO key_events (ring_id, tick, key_id, event, actor, reason)
-         VALUES ($1, $2, $3, $4, $5, $6)",
-        &[
-            Bind::Int(ring.0),
-            Bind::Int(tick.0),
-            Bind::Int(key),
-            Bind::Text(event.as_str()),
-            Bind::Text(actor),
-            Bind::OptionalText(reason),
-        ],
-    )?;
-    Ok(())
 }
