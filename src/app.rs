@@ -144,6 +144,7 @@ impl Node {
             longest_idle: Duration::from_millis(if until_done { 500 } else { 1000 }),
             look_every: Duration::from_secs(if until_done { 0 } else { 60 }),
             watchdog: (lease * 2).max(Duration::from_secs(30)),
+            max_attempts: config.lease.max_attempts,
         };
         let (supervisor, finished) = Supervisor::new(settings, store, clock, team);
         let supervisor = supervisor.start();

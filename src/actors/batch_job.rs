@@ -42,6 +42,8 @@ pub(super) struct Stations {
     pub(super) slice_bytes: usize,
     /// After how long a station that has not answered counts as failed.
     pub(super) watchdog: Duration,
+    /// After how many failures of its own the store quarantines a batch.
+    pub(super) max_attempts: u32,
 }
 
 impl Stations {
@@ -145,7 +147,16 @@ async fn give_up(
     match return_key(stations, checkout, how).await {
         // The reply of the store that succeeded was lost.
         Some(Outcome::Stored) => BatchEnd::Stored { records },
-        _ => BatchEnd::GivenUp { reason },
+        outcome => {
+            let last_attempt = blame && checkout.batch.attempts + 1 >= stations.max_attempts;
+            if last_attempt && outcome == Some(Outcome::Abandoned) {
+                tracing::error!(
+                    ring = %key_use.ring, batch = %key_use.batch, records, reason,
+                    "quarantined a batch that failed too often"
+                );
+            }
+            BatchEnd::GivenUp { reason }
+        }
     }
 }
 

@@ -46,6 +46,8 @@ pub struct SupervisorSettings {
     pub look_every: Duration,
     /// After how long a station that has not answered counts as failed.
     pub watchdog: Duration,
+    /// After how many failures of its own the store quarantines a batch, for the log.
+    pub max_attempts: u32,
 }
 
 /// The actors that a Supervisor works with.
@@ -90,6 +92,8 @@ pub struct Supervisor {
     idle: Duration,
     /// When the truth about what is left may be asked for again, on the node's clock.
     next_look: Option<Duration>,
+    /// When what keeps records waiting may be told again, on the node's clock.
+    next_complaint: Option<Duration>,
     wake_up: Option<SpawnHandle>,
     in_flight: u32,
     drains: Vec<oneshot::Sender<DrainReport>>,
@@ -152,6 +156,7 @@ impl Supervisor {
             payload_permits: Arc::new(PayloadPermits::new(settings.max_in_flight_bytes)),
             slice_bytes: settings.slice_bytes.min(most_bytes),
             watchdog: settings.watchdog,
+            max_attempts: settings.max_attempts,
         };
         let supervisor = Supervisor {
             settings,
@@ -163,6 +168,7 @@ impl Supervisor {
             quiet: false,
             idle: SHORTEST_IDLE,
             next_look: None,
+            next_complaint: None,
             wake_up: None,
             in_flight: 0,
             drains: Vec::new(),

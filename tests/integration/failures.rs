@@ -26,6 +26,8 @@ fn a_batch_that_cannot_be_signed_ends_in_quarantine_and_holds_nobody_up(site: Si
         .expect_stdout("every other record of ring default in ")
         .expect_stderr("its range holds 100 records, it was made with 101");
     assert!(!ended.stdout.contains("no record of ring"), "{ended}");
+    let told = ended.stderr.matches("quarantined a batch that failed too often").count();
+    assert_eq!(told, 1, "{ended}");
     let quarantined = site.database.rows(
         "SELECT attempts || ' ' || failure AS value FROM batches WHERE state = 'quarantined'",
     );

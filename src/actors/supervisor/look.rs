@@ -1,12 +1,16 @@
 //! How a Supervisor that has nothing to do finds out whether there is anything left to do.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use actix::prelude::*;
 
 use super::{Finished, State, Supervisor};
 use crate::actors::off_thread;
 use crate::db::{Blocker, Remaining, Shortage};
+
+/// How long nothing is said again of what keeps records waiting.
+const COMPLAINT_PAUSE: Duration = Duration::from_secs(10);
 
 /// What a look around found.
 enum Look {
@@ -93,22 +97,34 @@ impl Supervisor {
                 self.pump(context);
             }
             Look::NotYet { remaining, blockers } => {
-                if shortage == Shortage::NoActiveKey {
-                    tracing::warn!(unsigned = remaining.unsigned, "the ring has no active key");
-                }
-                for blocker in &blockers {
-                    tracing::warn!(
-                        pid = blocker.pid,
-                        database = blocker.database,
-                        application = blocker.application,
-                        age_s = blocker.age_s,
-                        unsigned = remaining.unsigned,
-                        "an open transaction keeps new records from being signed"
-                    );
-                }
+                self.complain(&remaining, &blockers, shortage);
                 self.rest(context);
             }
             Look::Done(_) | Look::Swept(_) | Look::OthersWork => self.rest(context),
+        }
+    }
+
+    /// Says what keeps records waiting: at once, and then now and again.
+    fn complain(&mut self, remaining: &Remaining, blockers: &[Blocker], shortage: Shortage) {
+        let now = self.stations.clock.now();
+        let no_key = shortage == Shortage::NoActiveKey;
+        let has_cause = no_key || !blockers.is_empty();
+        if !has_cause || self.next_complaint.is_some_and(|next| now < next) {
+            return;
+        }
+        self.next_complaint = Some(now + COMPLAINT_PAUSE);
+        if no_key {
+            tracing::warn!(unsigned = remaining.unsigned, "the ring has no active key");
+        }
+        for blocker in blockers {
+            tracing::warn!(
+                pid = blocker.pid,
+                database = blocker.database,
+                application = blocker.application,
+                age_s = blocker.age_s,
+                unsigned = remaining.unsigned,
+                "an open transaction keeps new records from being signed"
+            );
         }
     }
 }

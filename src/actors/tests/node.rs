@@ -124,6 +124,7 @@ impl<'a> TestNode<'a> {
             longest_idle: Duration::from_millis(100),
             look_every: Duration::ZERO,
             watchdog: plan.watchdog,
+            max_attempts: super::database::MAX_ATTEMPTS,
         };
         let (supervisor, finished) = Supervisor::new(settings, store, clock, team.clone());
         let supervisor = supervisor.start();
