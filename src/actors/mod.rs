@@ -5,7 +5,7 @@
 //! KeyManager <---------------------- Supervisor ------> RecordLoader, Signer, DbWriter
 //! ```
 //!
-//! A batch's way through them is one future ([`batch_job`]) that the Supervisor starts and that
+//! A batch's way through them is one future (`batch_job`) that the Supervisor starts and that
 //! nothing but its own end can drop.
 
 mod batch_job;
