@@ -112,3 +112,26 @@ impl fmt::Display for Refusal {
 
 /// Why a new key could not be made.
 pub type MakeKeyError = Box<dyn std::error::Error + Send + Sync>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_pass_by_itself_is_tried_again_and_a_refusal_is_not() {
+        let why = || "why".to_owned();
+        for passing in
+            [StoreError::Unavailable(why()), StoreError::Busy(why()), StoreError::Storage(why())]
+        {
+            assert!(passing.is_retryable(), "{passing}");
+        }
+        for lasting in [
+            StoreError::Connect(why()),
+            StoreError::Database(why()),
+            StoreError::Refused(Refusal::DoubleSign(why())),
+            StoreError::RolledBack { ring: RingId(1), seen: Tick(2), now: Tick(1) },
+        ] {
+            assert!(!lasting.is_retryable(), "{lasting}");
+        }
+    }
+}
