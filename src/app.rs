@@ -15,16 +15,18 @@ use crate::actors::db_writer::{DbWriter, DbWriterSnapshot, StoreWorker};
 use crate::actors::key_manager::{KeyManager, KeyManagerSettings, KeyManagerSnapshot};
 use crate::actors::key_set::{KeySet, KeySetError};
 use crate::actors::messages::{Drain, DrainReport, Nudge, Observe, Stop};
+use crate::actors::off_thread;
 use crate::actors::record_loader::RecordLoader;
 use crate::actors::signer::{Signer, sign_records};
 use crate::actors::supervisor::{
     Finished, Supervisor, SupervisorSettings, SupervisorSnapshot, Team,
 };
+use crate::actors::troubles::Troubles;
 use crate::clock::{BootClock, Clock};
 use crate::config::{Config, EngineName};
-use crate::db::{HeldSigningLock, ReclaimScope, Ring, Store};
+use crate::db::{HeldSigningLock, NodeReport, ReclaimScope, Ring, Store};
 use crate::signing::Engine;
-use crate::types::NodeId;
+use crate::types::{NodeId, NodeState};
 
 pub use connect::{Connected, MissingDatabase, connect, wait_for_database, wait_for_signing_lock};
 pub use kek::{KekSource, load_kek, load_or_make_kek};
@@ -41,7 +43,9 @@ pub struct UsageError(pub String);
 pub fn node_id(config: &Config) -> anyhow::Result<NodeId> {
     let name: String = config
         .node
-        .name_or_host()
+        .name
+        .clone()
+        .unwrap_or_else(|| config.node.host())
         .chars()
         .filter(|c| c.is_ascii_alphanumeric() || "-_.".contains(*c))
         .take(30)
@@ -64,6 +68,8 @@ pub struct Node {
     supervisor: Addr<Supervisor>,
     key_manager: Addr<KeyManager>,
     writer: Addr<DbWriter>,
+    store: Arc<dyn Store>,
+    report: NodeReport,
     finished: oneshot::Receiver<Finished>,
     _lock: Option<HeldSigningLock>,
 }
@@ -101,6 +107,8 @@ impl Node {
             crate::actors::key_manager::log_reclaim(&reclaimed);
         }
         let clock: Arc<dyn Clock> = Arc::new(BootClock);
+        let troubles = Troubles::default();
+        let report = first_report(&config);
         let sizes = Sizes::of(&config);
         let lease = config.lease.duration();
 
@@ -114,6 +122,7 @@ impl Node {
             Arc::clone(&store),
             Arc::clone(&clock),
             keys,
+            troubles.clone(),
         )
         .start();
         let loader = SyncArbiter::start(sizes.loaders, {
@@ -131,9 +140,14 @@ impl Node {
             let store = Arc::clone(&store);
             move || StoreWorker { store: Arc::clone(&store) }
         });
-        let writer = DbWriter::new(workers, config.signing.writers).start();
-        let team =
-            Team { key_manager: key_manager.clone(), loader, signer, writer: writer.clone() };
+        let writer = DbWriter::new(workers, config.signing.writers, troubles.clone()).start();
+        let team = Team {
+            key_manager: key_manager.clone(),
+            loader,
+            signer,
+            writer: writer.clone(),
+            troubles,
+        };
         let until_done = mode == Mode::UntilDone;
         let settings = SupervisorSettings {
             ring: ring.id,
@@ -145,10 +159,11 @@ impl Node {
             look_every: Duration::from_secs(if until_done { 0 } else { 60 }),
             watchdog: (lease * 2).max(Duration::from_secs(30)),
             max_attempts: config.lease.max_attempts,
+            report: report.clone(),
         };
-        let (supervisor, finished) = Supervisor::new(settings, store, clock, team);
+        let (supervisor, finished) = Supervisor::new(settings, Arc::clone(&store), clock, team);
         let supervisor = supervisor.start();
-        Ok(Node { supervisor, key_manager, writer, finished, _lock: lock })
+        Ok(Node { supervisor, key_manager, writer, store, report, finished, _lock: lock })
     }
 
     /// Waits until the node's work has ended. The node stays observable, and must be stopped.
@@ -187,12 +202,32 @@ impl Node {
         }
     }
 
-    /// Stops every actor; the sync pools end with their last address.
+    /// Stops every actor, and says so in the database; the sync pools end with their last address.
     pub async fn stop(self) {
+        let in_flight = self.in_flight().await;
         // An actor that has stopped already is what was asked for.
         let _ = self.supervisor.send(Stop).await;
         let _ = self.key_manager.send(Stop).await;
         let _ = self.writer.send(Stop).await;
+        let last = NodeReport { state: NodeState::Stopped, in_flight, ..self.report };
+        if let Err(error) = off_thread(move || self.store.report(&last)).await {
+            tracing::debug!(%error, "could not write down that the node has stopped");
+        }
+    }
+}
+
+/// What a node says of itself when it starts.
+fn first_report(config: &Config) -> NodeReport {
+    let host = config.node.host();
+    NodeReport {
+        name: config.node.name_or_default(),
+        host,
+        process_id: std::process::id(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        lease: config.lease.duration(),
+        state: NodeState::Running,
+        in_flight: 0,
+        trouble: None,
     }
 }
 

@@ -176,17 +176,25 @@ impl Default for HttpConfig {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct NodeConfig {
-    /// The node's name in the database and in logs, if it was given one.
+    /// The node's name in the database and in logs, if it was given one; else the host's name and
+    /// the process id.
     #[serde(deserialize_with = "value::optional_text")]
     pub name: Option<String>,
 }
 
 impl NodeConfig {
-    /// The name, or else the host's, or else `unnamed`.
+    /// The host's name, or else `unnamed`.
     #[must_use]
-    pub fn name_or_host(&self) -> String {
-        let host = || hostname::get().ok().map(|host| host.to_string_lossy().into_owned());
-        self.name.clone().or_else(host).unwrap_or_else(|| "unnamed".to_owned())
+    pub fn host(&self) -> String {
+        let host = hostname::get().ok().map(|host| host.to_string_lossy().into_owned());
+        host.unwrap_or_else(|| "unnamed".to_owned())
+    }
+
+    /// The configured name, or else the host's with this process's id.
+    #[must_use]
+    pub fn name_or_default(&self) -> String {
+        let default = || format!("{}-{}", self.host(), std::process::id());
+        self.name.clone().unwrap_or_else(default)
     }
 }
 

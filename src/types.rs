@@ -224,6 +224,45 @@ words! {
 }
 
 words! {
+    /// What a node is doing.
+    NodeState, "node state" {
+        /// It starts new batches.
+        Running = "running",
+        /// It starts none until it is resumed.
+        Paused = "paused",
+        /// It finishes what is in flight, and then stops.
+        Draining = "draining",
+        /// It has ended in good order.
+        Stopped = "stopped",
+    }
+}
+
+words! {
+    /// How somebody's long transaction holds Chancery up.
+    BlockerKind, "kind of blocker" {
+        /// It has written: what was inserted since it began is not signed before it ends.
+        Writer = "writer",
+        /// The same, by a transaction that was prepared for a two-phase commit and left so.
+        Prepared = "prepared",
+        /// It reads from an old snapshot: checkouts grow slower until it ends.
+        Snapshot = "snapshot",
+    }
+}
+
+impl BlockerKind {
+    /// What it does to the work, for a sentence about it.
+    #[must_use]
+    pub fn effect(self) -> &'static str {
+        match self {
+            BlockerKind::Writer | BlockerKind::Prepared => {
+                "keeps records that were inserted since it began from being signed"
+            }
+            BlockerKind::Snapshot => "reads from an old snapshot, which slows checkouts down",
+        }
+    }
+}
+
+words! {
     /// What may happen to a key, apart from its uses.
     KeyEvent, "key event" {
         /// It joined the ring, active.

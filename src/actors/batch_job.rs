@@ -18,6 +18,7 @@ use super::messages::{
 };
 use super::record_loader::RecordLoader;
 use super::signer::Signer;
+use super::troubles::Troubles;
 use crate::clock::Clock;
 use crate::db::{SignedBatch, StoreError};
 use crate::signing::Signature;
@@ -44,6 +45,8 @@ pub(super) struct Stations {
     pub(super) watchdog: Duration,
     /// After how many failures of its own the store quarantines a batch.
     pub(super) max_attempts: u32,
+    /// Where what keeps the node from its work is noted.
+    pub(super) troubles: Troubles,
 }
 
 impl Stations {

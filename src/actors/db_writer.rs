@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 
 use super::messages::{Observe, Stop, StoreBatch, StoreReply};
 use super::signer::panic_message;
+use super::troubles::{Place, Troubles};
 use crate::db::{KeyUse, SignedBatch, Store, StoreError, StoreOutcome};
 
 /// How many signatures one transaction stores at most, unless one batch alone has more.
@@ -26,6 +27,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 pub struct DbWriter {
     workers: Addr<StoreWorker>,
     idle_workers: usize,
+    troubles: Troubles,
     waiting: VecDeque<Waiting>,
     snapshot: DbWriterSnapshot,
 }
@@ -57,9 +59,10 @@ pub struct DbWriterSnapshot {
 impl DbWriter {
     /// A front for `writers` workers of a pool.
     #[must_use]
-    pub fn new(workers: Addr<StoreWorker>, writers: usize) -> Self {
+    pub fn new(workers: Addr<StoreWorker>, writers: usize, troubles: Troubles) -> Self {
         DbWriter {
             workers,
+            troubles,
             idle_workers: writers,
             waiting: VecDeque::new(),
             snapshot: DbWriterSnapshot::default(),
@@ -71,7 +74,7 @@ impl DbWriter {
         while self.idle_workers > 0 && !self.waiting.is_empty() {
             self.idle_workers -= 1;
             let (batches, replies) = self.next_group();
-            let group = store_group(self.workers.clone(), Arc::new(batches));
+            let group = store_group(self.workers.clone(), Arc::new(batches), self.troubles.clone());
             context.spawn(group.into_actor(self).map(|settled, actor, context| {
                 actor.idle_workers += 1;
                 actor.answer(settled, replies);
@@ -129,15 +132,23 @@ struct Settled {
 
 /// Stores a group, again until the database has answered. If a batch breaks a rule the group is
 /// repeated one by one, so that only the guilty one is refused.
-async fn store_group(workers: Addr<StoreWorker>, group: Arc<Vec<SignedBatch>>) -> Settled {
+async fn store_group(
+    workers: Addr<StoreWorker>,
+    group: Arc<Vec<SignedBatch>>,
+    troubles: Troubles,
+) -> Settled {
     let mut settled = Settled { replies: Vec::with_capacity(group.len()), groups: 0, repeated: 0 };
-    match store_until_answered(&workers, &group, 0..group.len(), &mut settled.repeated).await {
+    match store_until_answered(&workers, &group, 0..group.len(), &mut settled.repeated, &troubles)
+        .await
+    {
         Ok(outcomes) => settled.push(&group, outcomes),
         Err(error) if group.len() == 1 => settled.fail(&group[0], error),
         Err(_) => {
             for (n, batch) in group.iter().enumerate() {
                 let one = n..n + 1;
-                match store_until_answered(&workers, &group, one, &mut settled.repeated).await {
+                match store_until_answered(&workers, &group, one, &mut settled.repeated, &troubles)
+                    .await
+                {
                     Ok(outcomes) => settled.push(std::slice::from_ref(batch), outcomes),
                     Err(error) => settled.fail(batch, error),
                 }
@@ -183,12 +194,16 @@ async fn store_until_answered(
     group: &Arc<Vec<SignedBatch>>,
     part: std::ops::Range<usize>,
     repeated: &mut u64,
+    troubles: &Troubles,
 ) -> Result<Vec<StoreOutcome>, StoreError> {
     let mut pause = Duration::from_millis(20);
     loop {
         let message = StoreGroup { group: Arc::clone(group), part: part.clone() };
         let error = match workers.send(message).await {
-            Ok(Ok(outcomes)) => return Ok(outcomes),
+            Ok(Ok(outcomes)) => {
+                troubles.clear(Place::Store);
+                return Ok(outcomes);
+            }
             Ok(Err(error)) => error,
             Err(error) => {
                 let message = format!("the store workers are gone: {error}");
@@ -198,6 +213,7 @@ async fn store_until_answered(
         if !error.is_retryable() {
             return Err(error);
         }
+        troubles.set(Place::Store, error.to_string());
         // Whether the commit took effect may be unknown; the repetition settles it.
         tracing::warn!(%error, batches = part.len(), "could not store, trying again");
         *repeated += 1;

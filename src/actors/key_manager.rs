@@ -1,7 +1,8 @@
 //! The node's only door to its keys.
 //!
 //! Invariant: a private key leaves this actor only inside a [`Checkout`] whose key use is open in
-//! the database, and database work is done one piece at a time, in the order it was asked for.
+//! the database, and database work is done one piece at a time, in the order it was asked for. Only
+//! the reclaim of others' uses waits for no turn: what it frees is what a turn may be waiting for.
 //! The mailbox stays open meanwhile: a slow database delays no snapshot and no stop.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,12 +15,16 @@ use tokio::sync::Mutex as Turns;
 use super::key_set::{KeySet, KeySetError};
 use super::messages::{CheckOut, Checkout, Granted, Observe, Return, ReturnKey, Stop};
 use super::off_thread;
+use super::troubles::{Place, Troubles};
 use crate::clock::{Clock, Deadline};
 use crate::db::{
     self, ClaimedBatch, GiveUp, KeyUse, ReclaimScope, Reclaimed, Shortage, Store, StoreError,
 };
 use crate::signing::PrivateKey;
 use crate::types::{BatchSize, Fence, NodeId, Outcome, RingId};
+
+/// The longest pause between two looks for expired uses.
+const RECLAIM_PAUSE: Duration = Duration::from_millis(500);
 
 /// What a KeyManager needs to know.
 #[derive(Clone, Debug)]
@@ -54,6 +59,7 @@ pub struct KeyManager {
     open: BTreeMap<Fence, OpenCheckout>,
     /// A checkout may have left uses open in the database that are not in `open`.
     lost_track: bool,
+    troubles: Troubles,
     snapshot: KeyManagerSnapshot,
 }
 
@@ -87,6 +93,7 @@ impl KeyManager {
         store: Arc<dyn Store>,
         clock: Arc<dyn Clock>,
         keys: KeySet,
+        troubles: Troubles,
     ) -> Self {
         let snapshot = KeyManagerSnapshot { keys: keys.len(), ..KeyManagerSnapshot::default() };
         KeyManager {
@@ -97,6 +104,7 @@ impl KeyManager {
             turns: Arc::default(),
             open: BTreeMap::new(),
             lost_track: false,
+            troubles,
             snapshot,
         }
     }
@@ -122,7 +130,7 @@ impl KeyManager {
         })
     }
 
-    /// Renews, reclaims, and reads the keys' status again: three times in a lease.
+    /// Renews, and reads the keys' status again: three times in a lease.
     fn keep_house(&mut self, context: &mut Context<Self>) {
         let round = self.in_turn(|actor| {
             let store = Arc::clone(&actor.store);
@@ -136,11 +144,10 @@ impl KeyManager {
                 let sent_at = clock.now();
                 let renewed =
                     if fences.is_empty() { Ok(Vec::new()) } else { store.renew(ring, &fences) };
-                let reclaimed = store.reclaim(ring, ReclaimScope::Expired);
                 let damaged = refresh(&keys);
                 let found_lost = lost.map(|lost| lost.give_back(store.as_ref()));
                 let keys = keys.lock().unwrap_or_else(PoisonError::into_inner).len();
-                Ok(House { sent_at, renewed, reclaimed, damaged, found_lost, keys })
+                Ok(House { sent_at, renewed, damaged, found_lost, keys })
             }
         });
         context.spawn(round.map(|house, actor, context| {
@@ -153,7 +160,24 @@ impl KeyManager {
         }));
     }
 
+    /// Ends uses whose nodes did not, soon after their leases.
+    fn reclaim_expired(&mut self, context: &mut Context<Self>) {
+        let store = Arc::clone(&self.store);
+        let ring = self.settings.ring;
+        let reclaim = off_thread(move || store.reclaim(ring, ReclaimScope::Expired));
+        context.spawn(reclaim.into_actor(self).map(|reclaimed, actor, context| {
+            actor.troubles.note(Place::Reclaim, &reclaimed);
+            match reclaimed {
+                Ok(reclaimed) => actor.note_reclaim(&reclaimed),
+                Err(error) => tracing::warn!(%error, "could not reclaim expired key uses"),
+            }
+            let pause = RECLAIM_PAUSE.min(actor.settings.lease / 3);
+            context.run_later(pause, KeyManager::reclaim_expired);
+        }));
+    }
+
     fn note_house(&mut self, house: House) {
+        self.troubles.clear(Place::Housekeeping);
         match house.renewed {
             Ok(renewed) => {
                 let until = house.sent_at + self.settings.lease - self.settings.margin();
@@ -162,15 +186,17 @@ impl KeyManager {
                 }
                 self.snapshot.renewed += renewed.len() as u64;
             }
-            Err(error) => tracing::warn!(%error, "could not renew leases"),
-        }
-        match house.reclaimed {
-            Ok(reclaimed) => self.note_reclaim(&reclaimed),
-            Err(error) => tracing::warn!(%error, "could not reclaim expired key uses"),
+            Err(error) => {
+                self.troubles.set(Place::Housekeeping, error.to_string());
+                tracing::warn!(%error, "could not renew leases");
+            }
         }
         match house.damaged {
             Ok(damaged) => self.snapshot.damaged_keys += damaged,
-            Err(error) => tracing::warn!(%error, "could not read the keys again"),
+            Err(error) => {
+                self.troubles.set(Place::Housekeeping, error.to_string());
+                tracing::warn!(%error, "could not read the keys again");
+            }
         }
         match house.found_lost {
             Some(Ok(())) => self.lost_track = false,
@@ -250,7 +276,6 @@ fn refresh(keys: &Mutex<KeySet>) -> Result<u64, StoreError> {
 struct House {
     sent_at: Duration,
     renewed: Result<Vec<Fence>, StoreError>,
-    reclaimed: Result<Reclaimed, StoreError>,
     damaged: Result<u64, StoreError>,
     found_lost: Option<Result<(), StoreError>>,
     keys: usize,
@@ -348,6 +373,7 @@ impl Actor for KeyManager {
 
     fn started(&mut self, context: &mut Self::Context) {
         context.run_later(self.settings.lease / 3, KeyManager::keep_house);
+        self.reclaim_expired(context);
     }
 }
 

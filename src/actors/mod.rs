@@ -16,6 +16,7 @@ pub mod messages;
 pub mod record_loader;
 pub mod signer;
 pub mod supervisor;
+pub mod troubles;
 
 #[cfg(test)]
 mod tests;

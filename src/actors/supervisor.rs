@@ -4,6 +4,7 @@
 //! declared only by the truth in the database, never by the cursor.
 
 mod look;
+mod report;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,8 +21,9 @@ use super::messages::{
 };
 use super::record_loader::RecordLoader;
 use super::signer::Signer;
+use super::troubles::{Place, Troubles};
 use crate::clock::Clock;
-use crate::db::{Remaining, Shortage, Store, StoreError};
+use crate::db::{NodeReport, Remaining, Shortage, Store, StoreError};
 use crate::types::RingId;
 
 /// How long to stay idle at first, and at most; each idle look doubles it.
@@ -48,6 +50,8 @@ pub struct SupervisorSettings {
     pub watchdog: Duration,
     /// After how many failures of its own the store quarantines a batch, for the log.
     pub max_attempts: u32,
+    /// What the node says of itself; state, batches in flight and trouble are filled in.
+    pub report: NodeReport,
 }
 
 /// The actors that a Supervisor works with.
@@ -61,6 +65,8 @@ pub struct Team {
     pub signer: Addr<Signer>,
     /// Stores.
     pub writer: Addr<DbWriter>,
+    /// Where all of them note what keeps them from their work.
+    pub troubles: Troubles,
 }
 
 /// How a Supervisor's work ended.
@@ -94,6 +100,8 @@ pub struct Supervisor {
     next_look: Option<Duration>,
     /// When what keeps records waiting may be told again, on the node's clock.
     next_complaint: Option<Duration>,
+    /// When an old snapshot may be told again, on the node's clock.
+    next_snapshot_complaint: Option<Duration>,
     wake_up: Option<SpawnHandle>,
     in_flight: u32,
     drains: Vec<oneshot::Sender<DrainReport>>,
@@ -157,6 +165,7 @@ impl Supervisor {
             slice_bytes: settings.slice_bytes.min(most_bytes),
             watchdog: settings.watchdog,
             max_attempts: settings.max_attempts,
+            troubles: team.troubles,
         };
         let supervisor = Supervisor {
             settings,
@@ -169,6 +178,7 @@ impl Supervisor {
             idle: SHORTEST_IDLE,
             next_look: None,
             next_complaint: None,
+            next_snapshot_complaint: None,
             wake_up: None,
             in_flight: 0,
             drains: Vec::new(),
@@ -206,7 +216,13 @@ impl Supervisor {
         context.spawn(request.into_actor(self).map(|reply, actor, context| {
             actor.asking = false;
             match reply {
-                Ok(Ok(granted)) => actor.start(granted, context),
+                Ok(Ok(granted)) => {
+                    actor.stations.troubles.clear(Place::CheckOut);
+                    if !granted.checkouts.is_empty() {
+                        actor.stations.troubles.clear(Place::Waiting);
+                    }
+                    actor.start(granted, context);
+                }
                 Ok(Err(error)) => actor.could_not(error, context),
                 Err(error) => actor.station_is_gone("key manager", &error.to_string()),
             }
@@ -265,6 +281,7 @@ impl Supervisor {
     }
 
     fn could_not(&mut self, error: StoreError, context: &mut Context<Self>) {
+        self.stations.troubles.set(Place::CheckOut, error.to_string());
         if error.is_retryable() {
             tracing::warn!(%error, "could not check out, trying again");
             self.rest(context);
@@ -330,6 +347,7 @@ impl Actor for Supervisor {
     type Context = Context<Self>;
 
     fn started(&mut self, context: &mut Self::Context) {
+        self.report_for_ever(context);
         self.pump(context);
     }
 }
@@ -390,9 +408,10 @@ impl Handler<BatchSigned> for Supervisor {
 impl Handler<Pause> for Supervisor {
     type Result = ();
 
-    fn handle(&mut self, _: Pause, _: &mut Self::Context) {
+    fn handle(&mut self, _: Pause, context: &mut Self::Context) {
         if self.state == State::Running {
             self.state = State::Paused;
+            self.report(context);
         }
     }
 }
@@ -403,6 +422,7 @@ impl Handler<Resume> for Supervisor {
     fn handle(&mut self, _: Resume, context: &mut Self::Context) {
         if self.state == State::Paused {
             self.state = State::Running;
+            self.report(context);
             self.pump(context);
         }
     }
@@ -413,6 +433,7 @@ impl Handler<Drain> for Supervisor {
 
     fn handle(&mut self, message: Drain, context: &mut Self::Context) -> Self::Result {
         self.state = State::Draining;
+        self.report(context);
         let (drain, report) = oneshot::channel();
         self.drains.push(drain);
         // A checkout under way may still bring batches; its reply comes before anything ends.

@@ -6,8 +6,8 @@ use serde::Serialize;
 
 use super::{Context, Outcome, output};
 use crate::app::MissingDatabase;
-use crate::db::{Blocker, Progress, Remaining, Store, migrate};
-use crate::types::{KeyStatus, NodeId};
+use crate::db::{Blocker, Node, Progress, Remaining, Store, migrate};
+use crate::types::{KeyStatus, NodeId, NodeState, Timestamp};
 
 /// Show where every ring stands
 #[derive(clap::Args)]
@@ -23,6 +23,7 @@ struct StatusView {
     server: String,
     schema_version: String,
     rings: Vec<RingView>,
+    nodes: Vec<NodeView>,
     open_uses: Vec<UseView>,
     blockers: Vec<Blocker>,
 }
@@ -59,6 +60,24 @@ struct KeysView {
     disabled: u64,
     retired: u64,
     destroyed: u64,
+}
+
+#[derive(Serialize)]
+struct NodeView {
+    id: NodeId,
+    name: String,
+    host: String,
+    process_id: u32,
+    version: String,
+    state: NodeState,
+    /// Neither stopped nor silent for longer than a lease.
+    alive: bool,
+    in_flight: u32,
+    trouble: Option<String>,
+    lease_s: f64,
+    started_at: Timestamp,
+    last_seen_at: Timestamp,
+    silent_s: f64,
 }
 
 #[derive(Serialize)]
@@ -102,11 +121,13 @@ fn look(store: &dyn Store, database: String) -> anyhow::Result<StatusView> {
         rings.push(ring_view(ring.name, progress, remaining, keys));
     }
     let open_uses = store.open_uses()?;
+    let nodes = store.nodes()?;
     Ok(StatusView {
         database,
         server: store.server_version()?,
         schema_version: migrate::newest_version(),
         rings,
+        nodes: nodes.into_iter().map(NodeView::from).collect(),
         open_uses: open_uses
             .into_iter()
             .map(|open| UseView {
@@ -120,6 +141,28 @@ fn look(store: &dyn Store, database: String) -> anyhow::Result<StatusView> {
             .collect(),
         blockers: store.blockers()?,
     })
+}
+
+impl From<Node> for NodeView {
+    fn from(node: Node) -> Self {
+        let alive = node.is_alive();
+        let Node { id, report, started_at, last_seen_at, silent_for } = node;
+        NodeView {
+            id,
+            name: report.name,
+            host: report.host,
+            process_id: report.process_id,
+            version: report.version,
+            state: report.state,
+            alive,
+            in_flight: report.in_flight,
+            trouble: report.trouble,
+            lease_s: report.lease.as_secs_f64(),
+            started_at,
+            last_seen_at,
+            silent_s: silent_for.as_secs_f64(),
+        }
+    }
 }
 
 fn ring_view(name: String, progress: Progress, remaining: Remaining, keys: KeysView) -> RingView {
@@ -181,19 +224,54 @@ fn print(status: &StatusView) -> anyhow::Result<()> {
             count(destroyed)
         ))?;
     }
-    let mut nodes: BTreeMap<&str, u64> = BTreeMap::new();
-    for open in &status.open_uses {
-        *nodes.entry(open.node.0.as_str()).or_default() += 1;
-    }
-    for (node, uses) in nodes {
-        let batches = output::counted(uses, "batch");
-        output::print_line(&format!("\nnode {node} has {batches} in hand"))?;
-    }
+    print_nodes(status)?;
     for blocker in &status.blockers {
+        output::print_line(&format!("\n{blocker}"))?;
+    }
+    Ok(())
+}
+
+fn print_nodes(status: &StatusView) -> anyhow::Result<()> {
+    let mut in_hand: BTreeMap<&NodeId, u64> = BTreeMap::new();
+    for open in &status.open_uses {
+        *in_hand.entry(&open.node).or_default() += 1;
+    }
+    let mut gone = 0;
+    for node in &status.nodes {
+        let batches = in_hand.remove(&node.id).unwrap_or(0);
+        if !node.alive && batches == 0 {
+            gone += 1;
+            continue;
+        }
+        let state = if node.alive {
+            node.state.to_string()
+        } else {
+            format!(
+                "silent for {:.0} s, longer than its lease of {} s",
+                node.silent_s, node.lease_s
+            )
+        };
         output::print_line(&format!(
-            "\nwaiting for a transaction of {} s in database {}: process {}, {:?}: records inserted \
-             since are not signed before it ends",
-            blocker.age_s, blocker.database, blocker.pid, blocker.application
+            "\nnode {}, {state}, with {} in hand\n  process {} on {}, version {}, since {}",
+            node.name,
+            output::counted(batches, "batch"),
+            node.process_id,
+            node.host,
+            node.version,
+            node.started_at
+        ))?;
+        if let Some(trouble) = &node.trouble {
+            output::print_line(&format!("  trouble: {trouble}"))?;
+        }
+    }
+    for (node, batches) in in_hand {
+        let batches = output::counted(batches, "batch");
+        output::print_line(&format!("\nnode {node}, not listed, has {batches} in hand"))?;
+    }
+    if gone > 0 {
+        let nodes = output::counted(gone, "node");
+        output::print_line(&format!(
+            "\n{nodes} of the last seven days gone, with nothing in hand"
         ))?;
     }
     Ok(())

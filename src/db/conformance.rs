@@ -18,6 +18,8 @@ mod keys;
 mod leases;
 mod load;
 mod migrations;
+mod nodes;
+mod postgres_blockers;
 mod postgres_commits;
 mod postgres_order;
 mod postgres_plans;

@@ -9,6 +9,7 @@ mod error;
 mod keys;
 pub mod migrate;
 mod models;
+mod nodes;
 mod postgres;
 mod schema;
 mod seen;
@@ -31,8 +32,8 @@ pub use postgres::PgStore;
 pub use sqlite::{HeldSigningLock, SigningLock, SqliteStore};
 pub use values::{
     Batch, BatchKey, Blocker, CheckOut, CheckedOut, ClaimedBatch, GiveUp, Inserted, KekCheck, Key,
-    KeyUse, Membership, NewKey, NewRecord, OpenUse, Progress, ReclaimScope, Reclaimed, Remaining,
-    Ring, SealedKeyRow, Shortage, SignedBatch, SignedRecord, StoreOutcome,
+    KeyUse, Membership, NewKey, NewRecord, Node, NodeReport, OpenUse, Progress, ReclaimScope,
+    Reclaimed, Remaining, Ring, SealedKeyRow, Shortage, SignedBatch, SignedRecord, StoreOutcome,
 };
 
 /// How a store connects.
@@ -124,6 +125,14 @@ pub trait Store: Send + Sync + 'static {
 
     /// The transactions that keep inserted records from being seen by the cursor, oldest first.
     fn blockers(&self) -> Result<Vec<Blocker>, StoreError>;
+
+    // Nodes.
+
+    /// Writes down what this node says of itself, for those who look at the database.
+    fn report(&self, report: &NodeReport) -> Result<(), StoreError>;
+
+    /// The nodes that have been seen within the last days, in order of their start.
+    fn nodes(&self) -> Result<Vec<Node>, StoreError>;
 
     // Rings and keys.
 

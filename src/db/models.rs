@@ -18,13 +18,15 @@ use crate::types::{
     Timestamp,
 };
 
-fn word<T: FromStr<Err = crate::types::UnknownWord>>(word: &str) -> Result<T, StoreError> {
+pub(super) fn word<T: FromStr<Err = crate::types::UnknownWord>>(
+    word: &str,
+) -> Result<T, StoreError> {
     word.parse().map_err(|unknown: crate::types::UnknownWord| {
         StoreError::Database(format!("{unknown}: is the database newer than this program?"))
     })
 }
 
-fn count(value: i64) -> Result<u32, StoreError> {
+pub(super) fn count(value: i64) -> Result<u32, StoreError> {
     u32::try_from(value).map_err(|_| StoreError::Database(format!("{value} is not a count")))
 }
 
@@ -481,16 +483,4 @@ pub(super) struct RemainingRow {
     pub(super) unsigned: i64,
     #[diesel(sql_type = BigInt)]
     pub(super) behind_cursor: i64,
-}
-
-#[derive(QueryableByName)]
-pub(super) struct BlockerRow {
-    #[diesel(sql_type = Integer)]
-    pub(super) pid: i32,
-    #[diesel(sql_type = Text)]
-    pub(super) database: String,
-    #[diesel(sql_type = Text)]
-    pub(super) application: String,
-    #[diesel(sql_type = BigInt)]
-    pub(super) age_s: i64,
 }

@@ -2,6 +2,8 @@
 //!
 //! The protocol's own transactions stand in `protocol.rs`, the intake in `intake.rs`.
 
+pub(super) mod blockers;
+mod endings;
 mod intake;
 mod protocol;
 
@@ -13,16 +15,16 @@ use diesel::pg::PgConnection;
 use diesel::r2d2::{ConnectionManager, CustomizeConnection, Pool, PooledConnection};
 use diesel::result::{ConnectionError, DatabaseErrorKind, Error as DieselError};
 
-use super::keys;
-use super::models::{BlockerRow, TextRow};
+use super::models::TextRow;
 use super::seen::SeenTicks;
 use super::shared::{self, Bind, Session, TxError, TxResult};
 use super::{
     Batch, BatchKey, Blocker, CheckOut, CheckedOut, GiveUp, Inserted, KekCheck, Key, MakeKeyError,
-    Membership, NewKey, NewRecord, OpenUse, Progress, ReclaimScope, Reclaimed, Refusal, Remaining,
-    Ring, SealedKeyRow, SignedBatch, SignedRecord, SigningLock, Store, StoreError, StoreOptions,
-    StoreOutcome,
+    Membership, NewKey, NewRecord, Node, NodeReport, OpenUse, Progress, ReclaimScope, Reclaimed,
+    Refusal, Remaining, Ring, SealedKeyRow, SignedBatch, SignedRecord, SigningLock, Store,
+    StoreError, StoreOptions, StoreOutcome,
 };
+use super::{keys, nodes};
 use crate::ledger::Event;
 use crate::types::{
     BatchId, BatchRange, Fence, KeyEvent, KeyId, Kid, NodeId, Outcome, Position, Record, RecordId,
@@ -31,6 +33,9 @@ use crate::types::{
 
 /// How often a transaction that gave way to another is tried before the caller hears of it.
 const BUSY_ATTEMPTS: u32 = 5;
+
+/// From what age a snapshot of somebody's slows checkouts down enough to be told.
+const OLD_SNAPSHOT: Duration = Duration::from_secs(60);
 
 /// The store on PostgreSQL. Any number of nodes may share one database.
 pub struct PgStore {
@@ -266,7 +271,7 @@ impl Store for PgStore {
         ring: RingId,
         batches: &[SignedBatch],
     ) -> Result<Vec<StoreOutcome>, StoreError> {
-        let (outcomes, tick) = self.run_tx(|c| protocol::store_batches(self, c, ring, batches))?;
+        let (outcomes, tick) = self.run_tx(|c| endings::store_batches(self, c, ring, batches))?;
         if let Some(tick) = tick {
             self.seen.saw(ring, tick);
         }
@@ -274,11 +279,11 @@ impl Store for PgStore {
     }
 
     fn renew(&self, ring: RingId, fences: &[Fence]) -> Result<Vec<Fence>, StoreError> {
-        self.run_tx(|c| Ok(protocol::renew(self, c, ring, fences)?))
+        self.run_tx(|c| Ok(endings::renew(self, c, ring, fences)?))
     }
 
     fn give_up(&self, ring: RingId, uses: &[GiveUp]) -> Result<Vec<Outcome>, StoreError> {
-        let (outcomes, tick) = self.run_tx(|c| protocol::give_up(self, c, ring, uses))?;
+        let (outcomes, tick) = self.run_tx(|c| endings::give_up(self, c, ring, uses))?;
         if let Some(tick) = tick {
             self.seen.saw(ring, tick);
         }
@@ -286,9 +291,16 @@ impl Store for PgStore {
     }
 
     fn reclaim(&self, ring: RingId, scope: ReclaimScope) -> Result<Reclaimed, StoreError> {
-        let terminated_sessions = self.read(|c| protocol::end_old_sessions(c, self.lease))?;
-        let (mut reclaimed, tick) = self.run_tx(|c| protocol::reclaim(self, c, ring, scope))?;
-        self.seen.saw(ring, tick);
+        let terminated_sessions = self.read(|c| endings::end_old_sessions(c, self.lease))?;
+        let mut reclaimed = Reclaimed::default();
+        // A look first: every node asks often, and the ring's lock is for those who have a reason.
+        let has_expired =
+            self.seen.check_read(ring, || self.read(|c| Ok(protocol::has_expired(c, ring)?)))?;
+        if has_expired {
+            let (ended, tick) = self.run_tx(|c| endings::reclaim(self, c, ring, scope))?;
+            self.seen.saw(ring, tick);
+            reclaimed = ended;
+        }
         reclaimed.terminated_sessions = terminated_sessions;
         Ok(reclaimed)
     }
@@ -319,26 +331,15 @@ impl Store for PgStore {
     }
 
     fn blockers(&self) -> Result<Vec<Blocker>, StoreError> {
-        let query = "
-            SELECT pid, coalesce(datname, '') AS database, coalesce(application_name, '') AS application,
-                   extract(epoch FROM clock_timestamp() - xact_start)::BIGINT AS age_s
-            FROM pg_stat_activity
-            WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid()
-              AND xact_start < clock_timestamp() - interval '5 seconds'
-            UNION ALL
-            SELECT 0, database, gid, extract(epoch FROM clock_timestamp() - prepared)::BIGINT
-            FROM pg_prepared_xacts
-            ORDER BY age_s DESC LIMIT 10";
-        let rows = self.read(|c| Ok(c.rows::<BlockerRow>(query, &[])?))?;
-        Ok(rows
-            .into_iter()
-            .map(|row| Blocker {
-                pid: row.pid,
-                database: row.database,
-                application: row.application,
-                age_s: row.age_s,
-            })
-            .collect())
+        self.read(|c| blockers::blockers(c, OLD_SNAPSHOT))
+    }
+
+    fn report(&self, report: &NodeReport) -> Result<(), StoreError> {
+        self.run_tx(|c| nodes::report(c, &self.node, report))
+    }
+
+    fn nodes(&self) -> Result<Vec<Node>, StoreError> {
+        self.read(nodes::nodes)
     }
 
     fn database_id(&self) -> Result<String, StoreError> {

@@ -66,6 +66,9 @@ pub(super) trait Session {
     /// would keep a snapshot open for too long; `None` if that harms nobody.
     const SEARCH_PAGE: Option<i64>;
 
+    /// The instant at which a statement runs, by the database's clock, as an SQL expression.
+    const NOW: &'static str;
+
     /// The instant `column` in microseconds since 1970, as an SQL expression.
     fn micros(column: &str) -> String;
 
@@ -87,11 +90,12 @@ pub(super) trait Session {
 }
 
 macro_rules! session {
-    ($connection:ty, $backend:ty, $micros:literal, $has_versions:literal, $next_key_id:literal, $search_page:expr) => {
+    ($connection:ty, $backend:ty, $now:literal, $micros:literal, $has_versions:literal, $next_key_id:literal, $search_page:expr) => {
         impl Session for $connection {
             const HAS_VERSIONS: &'static str = $has_versions;
             const NEXT_KEY_ID: &'static str = $next_key_id;
             const SEARCH_PAGE: Option<i64> = $search_page;
+            const NOW: &'static str = $now;
 
             fn micros(column: &str) -> String {
                 format!($micros, column)
@@ -128,6 +132,7 @@ macro_rules! bound {
 session!(
     PgConnection,
     Pg,
+    "clock_timestamp()",
     "(extract(epoch FROM {}) * 1000000)::BIGINT",
     "SELECT to_regclass('__diesel_schema_migrations') IS NOT NULL AS value",
     "SELECT nextval(pg_get_serial_sequence('keys', 'id')) AS value",
@@ -137,6 +142,7 @@ session!(
 session!(
     SqliteConnection,
     Sqlite,
+    "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')",
     "CAST(round(unixepoch({}, 'subsec') * 1000) AS INTEGER) * 1000",
     "SELECT count(*) > 0 AS value FROM sqlite_master WHERE name = '__diesel_schema_migrations'",
     "SELECT coalesce(max(seq), 0) + 1 AS value FROM sqlite_sequence WHERE name = 'keys'",

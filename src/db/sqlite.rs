@@ -20,15 +20,16 @@ use diesel::sqlite::SqliteConnection;
 
 pub use lock::{HeldSigningLock, SigningLock};
 
-use super::keys;
 use super::models::TextRow;
 use super::seen::SeenTicks;
 use super::shared::{self, Session, TxError, TxResult};
 use super::{
     Batch, BatchKey, Blocker, CheckOut, CheckedOut, GiveUp, Inserted, KekCheck, Key, MakeKeyError,
-    Membership, NewKey, NewRecord, OpenUse, Progress, ReclaimScope, Reclaimed, Refusal, Remaining,
-    Ring, SealedKeyRow, SignedBatch, SignedRecord, Store, StoreError, StoreOptions, StoreOutcome,
+    Membership, NewKey, NewRecord, Node, NodeReport, OpenUse, Progress, ReclaimScope, Reclaimed,
+    Refusal, Remaining, Ring, SealedKeyRow, SignedBatch, SignedRecord, Store, StoreError,
+    StoreOptions, StoreOutcome,
 };
+use super::{keys, nodes};
 use crate::ledger::Event;
 use crate::types::{
     BatchId, BatchRange, Fence, KeyEvent, KeyId, Kid, NodeId, Outcome, Position, Record, RecordId,
@@ -230,6 +231,14 @@ impl Store for SqliteStore {
 
     fn blockers(&self) -> Result<Vec<Blocker>, StoreError> {
         Ok(Vec::new())
+    }
+
+    fn report(&self, report: &NodeReport) -> Result<(), StoreError> {
+        self.run_tx(|c| nodes::report(c, &self.node, report))
+    }
+
+    fn nodes(&self) -> Result<Vec<Node>, StoreError> {
+        self.read(nodes::nodes)
     }
 
     fn database_id(&self) -> Result<String, StoreError> {

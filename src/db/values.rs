@@ -1,11 +1,14 @@
 //! What goes into a [`Store`](super::Store) and what comes out of it.
 
+use std::fmt;
+use std::time::Duration;
+
 use serde::Serialize;
 
 use crate::signing::{PublicKey, Signature};
 use crate::types::{
-    BatchId, BatchRange, BatchSize, BatchState, Fence, KeyId, KeyStatus, Kid, NodeId, Outcome,
-    Position, RecordId, RingId, Tick, Timestamp,
+    BatchId, BatchRange, BatchSize, BatchState, BlockerKind, Fence, KeyId, KeyStatus, Kid, NodeId,
+    NodeState, Outcome, Position, RecordId, RingId, Tick, Timestamp,
 };
 
 /// A request for batches.
@@ -154,17 +157,34 @@ impl Remaining {
     }
 }
 
-/// A transaction that holds back the cursor.
+/// Somebody's long transaction that holds Chancery up.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Blocker {
+    /// What it holds up, and how.
+    pub kind: BlockerKind,
     /// Its process on the database server; 0 for a prepared transaction.
     pub pid: i32,
     /// The database it works in.
     pub database: String,
     /// Its application's name, or the prepared transaction's.
     pub application: String,
-    /// Its age in seconds.
-    pub age_s: i64,
+    /// Its age in seconds, unless this role may not know it.
+    pub age_s: Option<i64>,
+}
+
+impl fmt::Display for Blocker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Blocker { kind, pid, database, application, age_s } = self;
+        let age = match age_s {
+            Some(age_s) => format!("open for {age_s} s"),
+            None => "open for a time that only pg_read_all_stats may see".to_owned(),
+        };
+        match kind {
+            BlockerKind::Prepared => write!(f, "the prepared transaction {application:?}")?,
+            _ => write!(f, "a transaction of process {pid}, application {application:?}")?,
+        }
+        write!(f, ", in database {database}, {age}, {}", kind.effect())
+    }
 }
 
 /// A ring as its row says.
@@ -337,4 +357,49 @@ pub struct OpenUse {
     pub checked_out_at: Timestamp,
     /// Until when, unless renewed.
     pub expires_at: Timestamp,
+}
+
+/// What a node says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeReport {
+    /// Its name: the configured one, or else its host's with the process id.
+    pub name: String,
+    /// The host that it runs on.
+    pub host: String,
+    /// Its process there.
+    pub process_id: u32,
+    /// The version of the program.
+    pub version: String,
+    /// How long its checkouts are good for, and three times as long as it is silent between two
+    /// reports.
+    pub lease: Duration,
+    /// What it is doing.
+    pub state: NodeState,
+    /// Batches in flight.
+    pub in_flight: u32,
+    /// What keeps it from its work, if anything does.
+    pub trouble: Option<String>,
+}
+
+/// A node as its row says: one start of one process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// As in the key uses.
+    pub id: NodeId,
+    /// What it said last.
+    pub report: NodeReport,
+    /// Since when it runs.
+    pub started_at: Timestamp,
+    /// When it said that.
+    pub last_seen_at: Timestamp,
+    /// How long ago that is, by the database's clock.
+    pub silent_for: Duration,
+}
+
+impl Node {
+    /// Whether it has neither stopped nor been silent for longer than a lease.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        self.report.state != NodeState::Stopped && self.silent_for <= self.report.lease
+    }
 }

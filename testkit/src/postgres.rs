@@ -331,6 +331,7 @@ fn make_cluster(binaries: &Binaries, folder: &Path) -> Result<(), Error> {
         "listen_addresses = '127.0.0.1'\n\
          unix_socket_directories = '{}'\n\
          max_connections = 200\n\
+         max_prepared_transactions = 10\n\
          log_checkpoints = off\n\
          log_line_prefix = '%m [%p] %a: '\n",
         folder.display()

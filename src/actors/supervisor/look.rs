@@ -7,7 +7,9 @@ use actix::prelude::*;
 
 use super::{Finished, State, Supervisor};
 use crate::actors::off_thread;
+use crate::actors::troubles::Place;
 use crate::db::{Blocker, Remaining, Shortage};
+use crate::types::BlockerKind;
 
 /// How long nothing is said again of what keeps records waiting.
 const COMPLAINT_PAUSE: Duration = Duration::from_secs(10);
@@ -28,6 +30,7 @@ impl Supervisor {
         let work = off_thread(move || store.has_work(ring));
         context.spawn(work.into_actor(self).map(|work, actor, context| {
             actor.asking = false;
+            actor.stations.troubles.note(Place::CheckOut, &work);
             match work {
                 Ok(true) => {
                     actor.quiet = false;
@@ -66,7 +69,8 @@ impl Supervisor {
             } else if remaining.behind_cursor > 0 {
                 store.sweep(ring).map(Look::Swept)
             } else {
-                let blockers = store.blockers()?;
+                let mut blockers = store.blockers()?;
+                blockers.retain(|blocker| blocker.kind != BlockerKind::Snapshot);
                 Ok(Look::NotYet { remaining, blockers })
             }
         });
@@ -81,6 +85,10 @@ impl Supervisor {
     }
 
     fn act_on(&mut self, look: Look, shortage: Shortage, context: &mut Context<Self>) {
+        self.stations.troubles.clear(Place::CheckOut);
+        if !matches!(look, Look::NotYet { .. }) {
+            self.stations.troubles.clear(Place::Waiting);
+        }
         match look {
             Look::Done(remaining) if self.settings.until_done => {
                 self.finish(Finished::Done(remaining));
@@ -109,6 +117,11 @@ impl Supervisor {
         let now = self.stations.clock.now();
         let no_key = shortage == Shortage::NoActiveKey;
         let has_cause = no_key || !blockers.is_empty();
+        match (no_key, blockers.first()) {
+            (true, _) => self.wait_for("the ring has no active key".to_owned()),
+            (false, Some(blocker)) => self.wait_for(blocker.to_string()),
+            (false, None) => self.stations.troubles.clear(Place::Waiting),
+        }
         if !has_cause || self.next_complaint.is_some_and(|next| now < next) {
             return;
         }
@@ -117,14 +130,11 @@ impl Supervisor {
             tracing::warn!(unsigned = remaining.unsigned, "the ring has no active key");
         }
         for blocker in blockers {
-            tracing::warn!(
-                pid = blocker.pid,
-                database = blocker.database,
-                application = blocker.application,
-                age_s = blocker.age_s,
-                unsigned = remaining.unsigned,
-                "an open transaction keeps new records from being signed"
-            );
+            tracing::warn!(unsigned = remaining.unsigned, "{blocker}");
         }
+    }
+
+    fn wait_for(&self, what: String) {
+        self.stations.troubles.set(Place::Waiting, what);
     }
 }

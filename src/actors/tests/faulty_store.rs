@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use crate::db::{
     Batch, BatchKey, Blocker, CheckOut, CheckedOut, GiveUp, Inserted, KekCheck, Key, MakeKeyError,
-    Membership, NewKey, NewRecord, OpenUse, Progress, ReclaimScope, Reclaimed, Remaining, Ring,
-    SealedKeyRow, SignedBatch, SignedRecord, SigningLock, SqliteStore, Store, StoreError,
-    StoreOutcome,
+    Membership, NewKey, NewRecord, Node, NodeReport, OpenUse, Progress, ReclaimScope, Reclaimed,
+    Remaining, Ring, SealedKeyRow, SignedBatch, SignedRecord, SigningLock, SqliteStore, Store,
+    StoreError, StoreOutcome,
 };
 use crate::ledger::Event;
 use crate::types::{
@@ -287,6 +287,14 @@ impl Store for FaultyStore {
 
     fn blockers(&self) -> Result<Vec<Blocker>, StoreError> {
         self.inner.blockers()
+    }
+
+    fn report(&self, report: &NodeReport) -> Result<(), StoreError> {
+        self.inner.report(report)
+    }
+
+    fn nodes(&self) -> Result<Vec<Node>, StoreError> {
+        self.inner.nodes()
     }
 
     fn database_id(&self) -> Result<String, StoreError> {

@@ -19,10 +19,11 @@ use crate::actors::signer::Signer;
 use crate::actors::supervisor::{
     Finished, Supervisor, SupervisorSettings, SupervisorSnapshot, Team,
 };
+use crate::actors::troubles::Troubles;
 use crate::clock::Clock;
-use crate::db::{Remaining, Store};
+use crate::db::{NodeReport, Remaining, Store};
 use crate::signing::Engine;
-use crate::types::{BatchSize, NodeId};
+use crate::types::{BatchSize, NodeId, NodeState};
 
 /// How long a test waits for anything.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -89,6 +90,7 @@ impl<'a> TestNode<'a> {
         let ring = database.ring;
         let mut keys = KeySet::new(Arc::clone(&store), ring, Arc::clone(&database.kek)).unwrap();
         keys.refresh().unwrap();
+        let troubles = Troubles::default();
         let key_manager = KeyManager::new(
             KeyManagerSettings {
                 ring,
@@ -99,6 +101,7 @@ impl<'a> TestNode<'a> {
             Arc::clone(&store),
             Arc::clone(&clock),
             keys,
+            troubles.clone(),
         )
         .start();
         let loader = SyncArbiter::start(2, {
@@ -113,8 +116,8 @@ impl<'a> TestNode<'a> {
             let store = Arc::clone(&store);
             move || StoreWorker { store: Arc::clone(&store) }
         });
-        let writer = DbWriter::new(workers, plan.writers).start();
-        let team = Team { key_manager, loader, signer, writer };
+        let writer = DbWriter::new(workers, plan.writers, troubles.clone()).start();
+        let team = Team { key_manager, loader, signer, writer, troubles };
         let settings = SupervisorSettings {
             ring,
             until_done: plan.until_done,
@@ -125,6 +128,16 @@ impl<'a> TestNode<'a> {
             look_every: Duration::ZERO,
             watchdog: plan.watchdog,
             max_attempts: super::database::MAX_ATTEMPTS,
+            report: NodeReport {
+                name: "a".to_owned(),
+                host: "here".to_owned(),
+                process_id: 1,
+                version: "0".to_owned(),
+                lease: plan.lease,
+                state: NodeState::Running,
+                in_flight: 0,
+                trouble: None,
+            },
         };
         let (supervisor, finished) = Supervisor::new(settings, store, clock, team.clone());
         let supervisor = supervisor.start();

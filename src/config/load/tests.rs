@@ -63,7 +63,7 @@ fn the_example_still_loads_with_every_key_uncommented() {
     let loaded = load_text(&all).unwrap();
     assert_eq!(loaded.origins.len(), KEYS.len());
     assert_eq!(loaded.config.keys.kek_file, Some(PathBuf::from("/etc/chancery/kek")));
-    assert_eq!(loaded.config.node.name_or_host(), "signer-1");
+    assert_eq!(loaded.config.node.name_or_default(), "signer-1");
 }
 
 #[test]

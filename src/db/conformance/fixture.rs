@@ -47,6 +47,9 @@ pub(super) trait Fixture: Sync {
     /// `s.record_id` with key `u.key_id`, as an SQL condition.
     const SIGNED_OTHERWISE: &'static str;
 
+    /// The instant so many seconds ago, as an SQL expression.
+    fn ago(seconds: u32) -> String;
+
     fn url(&self) -> DatabaseUrl;
 
     /// Runs SQL past the store. A query returns one column named `value`; the rows come as text.
@@ -173,6 +176,10 @@ impl Fixture for Sqlite {
     const SIGNED_OTHERWISE: &'static str =
         "hex(s.signature) <> printf('%016X%016X', s.record_id, u.key_id) || hex(zeroblob(48))";
 
+    fn ago(seconds: u32) -> String {
+        format!("strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-{seconds} seconds')")
+    }
+
     fn url(&self) -> DatabaseUrl {
         DatabaseUrl::Sqlite { path: self.folder.path().join("chancery.db") }
     }
@@ -241,7 +248,7 @@ impl Pg {
 
     /// A session past the store, for transactions that stay open.
     pub(super) fn session(&self) -> Raw {
-        Raw(PgConnection::establish(&self.database.url()).unwrap())
+        Raw::connect(&self.database.url())
     }
 
     /// Waits until a session of that application waits for a lock.
@@ -267,6 +274,10 @@ impl Fixture for Pg {
     const SIGNED_OTHERWISE: &'static str =
         "encode(s.signature, 'hex') <> lpad(to_hex(s.record_id), 16, '0')
             || lpad(to_hex(u.key_id), 16, '0') || repeat('00', 48)";
+
+    fn ago(seconds: u32) -> String {
+        format!("clock_timestamp() - interval '{seconds} seconds'")
+    }
 
     fn url(&self) -> DatabaseUrl {
         DatabaseUrl::Postgres { url: self.database.url() }
@@ -294,6 +305,10 @@ impl Fixture for Pg {
 pub(super) struct Raw(PgConnection);
 
 impl Raw {
+    pub(super) fn connect(url: &str) -> Self {
+        Raw(PgConnection::establish(url).unwrap())
+    }
+
     pub(super) fn run(&mut self, statements: &str) {
         self.0.batch_execute(statements).unwrap_or_else(|error| panic!("{error}: {statements}"));
     }

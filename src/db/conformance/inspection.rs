@@ -3,7 +3,7 @@
 use super::actions::{
     RING, add_keys, check_out, give_up, insert, numbered, sign, sign_all, sign_and_store,
 };
-use super::fixture::{Fixture, Pg, Sqlite, wait_for};
+use super::fixture::{Fixture, Sqlite};
 use super::judge::{assert_lawful, assert_signed, history};
 use super::on_both;
 use crate::db::{NewRecord, Progress, Remaining, Store, StoreOutcome};
@@ -204,32 +204,6 @@ fn open_uses_say_who_has_what<F: Fixture>(f: &F) {
     assert!(open.iter().all(|u| u.checked_out_at < u.expires_at));
     assert!(store.server_version().unwrap().contains("SQL"));
     assert_lawful(f, &*store);
-}
-
-#[test]
-fn a_transaction_that_holds_back_the_cursor_is_named_on_postgresql() {
-    let f = Pg::alone();
-    let store = f.open("a");
-    add_keys(&*store, RING, 1);
-    let mut holder = f.session();
-    holder.run("SET application_name = 'nightly import'; BEGIN; INSERT INTO records (ring_id, payload) VALUES (1, 'x')");
-    let pid = holder.number("SELECT pg_backend_pid()::BIGINT AS value");
-    let mut clock = f.session();
-    let blockers = wait_for("the transaction to be old enough", || {
-        clock.run("SELECT pg_sleep(0.1)");
-        let blockers = store.blockers().unwrap();
-        (!blockers.is_empty()).then_some(blockers)
-    });
-    assert_eq!(blockers.len(), 1, "{blockers:?}");
-    assert_eq!(i64::from(blockers[0].pid), pid);
-    assert_eq!(blockers[0].application, "nightly import");
-    assert_eq!(blockers[0].database, f.database.name());
-    assert!((5..60).contains(&blockers[0].age_s), "{blockers:?}");
-    holder.run("COMMIT");
-    assert!(store.blockers().unwrap().is_empty());
-    f.settle();
-    sign_all(&f, &*store, RING, 1);
-    assert_signed(&f, &*store, RING, 1);
 }
 
 #[test]

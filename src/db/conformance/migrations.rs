@@ -21,7 +21,7 @@ on_both! {
 }
 
 /// The public contract: docs/DATA_MODEL.md.
-const PROMISED: [(&str, &str); 8] = [
+const PROMISED: [(&str, &str); 9] = [
     ("rings", "id, name, tick, cursor_xid, cursor_id, created_at"),
     (
         "keys",
@@ -40,6 +40,11 @@ const PROMISED: [(&str, &str); 8] = [
     ),
     ("key_events", "ring_id, tick, key_id, event, actor, at"),
     ("signatures", "record_id, batch_id, signature"),
+    (
+        "nodes",
+        "id, name, host, process_id, version, state, in_flight, trouble, lease_ms, started_at, \
+         last_seen_at",
+    ),
     (
         "signed_records",
         "record_id, external_id, ring, payload, signature, kid, public_key, algorithm, batch_id, \

@@ -19,7 +19,7 @@ use crate::types::{
 };
 
 /// Now, as it is stored.
-const NOW: &str = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')";
+const NOW: &str = <SqliteConnection as Session>::NOW;
 
 pub(super) fn ring_row(
     store: &SqliteStore,

@@ -1,0 +1,14 @@
+-- One row for each start of a process that signs. For people and monitoring: no rule depends on it.
+CREATE TABLE nodes (
+    id           TEXT        PRIMARY KEY CHECK (id <> ''),    -- as in key_uses.node
+    name         TEXT        NOT NULL CHECK (name <> ''),
+    host         TEXT        NOT NULL,
+    process_id   BIGINT      NOT NULL,
+    version      TEXT        NOT NULL,
+    state        TEXT        NOT NULL CHECK (state IN ('running', 'paused', 'draining', 'stopped')),
+    in_flight    BIGINT      NOT NULL DEFAULT 0 CHECK (in_flight >= 0),
+    trouble      TEXT,
+    lease_ms     BIGINT      NOT NULL CHECK (lease_ms > 0),
+    started_at   TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp(),
+    last_seen_at TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp()
+);

@@ -1,0 +1,77 @@
+//! What keeps this node from its work, as its actors notice it: for the node's report and its
+//! snapshots. The log has the details.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Where a trouble shows. Each place has one at the most, the last one noticed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Place {
+    /// The checkout of batches, and the search for them.
+    CheckOut,
+    /// The store of signatures.
+    Store,
+    /// The renewal of leases, and the look at the keys.
+    Housekeeping,
+    /// The reclaim of expired uses.
+    Reclaim,
+    /// What keeps records waiting though the node is well.
+    Waiting,
+    /// An old snapshot that somebody holds.
+    Snapshot,
+}
+
+/// The node's troubles, shared by its actors.
+#[derive(Clone, Debug, Default)]
+pub struct Troubles(Arc<Mutex<BTreeMap<Place, String>>>);
+
+impl Troubles {
+    /// Notes the result of some work: an error is a trouble until the same work succeeds.
+    pub(super) fn note<T, E: ToString>(&self, place: Place, result: &Result<T, E>) {
+        match result {
+            Ok(_) => self.clear(place),
+            Err(error) => self.set(place, error.to_string()),
+        }
+    }
+
+    pub(super) fn set(&self, place: Place, trouble: String) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(place, trouble);
+    }
+
+    pub(super) fn clear(&self, place: Place) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&place);
+    }
+
+    /// All of them in one line, each once; `None` if there are none.
+    #[must_use]
+    pub fn summary(&self) -> Option<String> {
+        let troubles = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut said: Vec<&str> = Vec::new();
+        for trouble in troubles.values() {
+            if !said.contains(&trouble.as_str()) {
+                said.push(trouble);
+            }
+        }
+        (!said.is_empty()).then(|| said.join("; "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trouble_lasts_until_the_same_work_succeeds() {
+        let troubles = Troubles::default();
+        assert_eq!(troubles.summary(), None);
+        troubles.note(Place::CheckOut, &Err::<(), _>("the disk is full"));
+        troubles.note(Place::Store, &Err::<(), _>("the disk is full"));
+        troubles.note(Place::Waiting, &Err::<(), _>("no active key"));
+        assert_eq!(troubles.summary().as_deref(), Some("the disk is full; no active key"));
+        troubles.note(Place::Waiting, &Ok::<(), String>(()));
+        troubles.note(Place::CheckOut, &Ok::<(), String>(()));
+        assert_eq!(troubles.summary().as_deref(), Some("the disk is full"));
+        troubles.note(Place::Store, &Ok::<(), String>(()));
+        assert_eq!(troubles.summary(), None);
+    }
+}
