@@ -1,7 +1,7 @@
 //! Chancery signs every record of a database exactly once, concurrently and in batches, and can
 //! prove afterwards that it kept its rules.
 //!
-//! The floors, each importing only from lower ones: [`types`] and [`clock`] < [`ledger`],
+//! The floors, each importing only from lower ones: [`types`], [`clock`] and [`failpoint`] < [`ledger`],
 //! [`signing`], [`config`] < [`keyring`] < [`db`] < [`inspect`] < `actors` < `http` < `app` <
 //! `cli` < `main`.
 
@@ -11,6 +11,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod db;
+pub mod failpoint;
 pub mod http;
 pub mod inspect;
 pub mod intake;

@@ -21,6 +21,7 @@ use super::signer::Signer;
 use super::troubles::Troubles;
 use crate::clock::Clock;
 use crate::db::{SignedBatch, StoreError};
+use crate::failpoint::reach;
 use crate::signing::Signature;
 use crate::types::{Outcome, Position, Record, RecordId};
 
@@ -116,9 +117,12 @@ impl From<StoreError> for Failure {
 pub(super) async fn run(stations: Stations, checkout: Checkout) -> BatchEnd {
     let key_use = checkout.batch.key_use;
     let records = u64::from(checkout.batch.range.record_count);
+    reach("batch", "started");
     match sign_and_store(&stations, &checkout).await {
         Ok(()) => {
+            reach("batch", "stored");
             return_key(&stations, &checkout, Return::Ended(Outcome::Stored)).await;
+            reach("batch", "ended");
             BatchEnd::Stored { records }
         }
         Err(Failure::Fenced(outcome)) => {
@@ -188,6 +192,7 @@ async fn return_key(stations: &Stations, checkout: &Checkout, how: Return) -> Op
 
 async fn sign_and_store(stations: &Stations, checkout: &Checkout) -> Result<(), Failure> {
     let signatures = sign(stations, checkout).await?;
+    reach("batch", "signed");
     let key_use = checkout.batch.key_use;
     let batch = SignedBatch { key_use, signatures };
     // No watchdog here: the writer answers when the database has.
@@ -214,6 +219,7 @@ async fn sign(
         let (records, _held) =
             load_within_permits(stations, checkout, after, &mut slice_bytes).await?;
         let Some(last) = records.last() else { break };
+        reach("batch", "loaded");
         after = Some(last.position);
         let message = SignBatch {
             key: Arc::clone(&checkout.key),

@@ -16,6 +16,7 @@ use super::messages::{Observe, Stop, StoreBatch, StoreReply};
 use super::signer::panic_message;
 use super::troubles::{Place, Troubles};
 use crate::db::{KeyUse, SignedBatch, Store, StoreError, StoreOutcome};
+use crate::failpoint::reach;
 
 /// How many signatures one transaction stores at most, unless one batch alone has more.
 const GROUP_SIGNATURES: usize = 32_768;
@@ -74,6 +75,7 @@ impl DbWriter {
         while self.idle_workers > 0 && !self.waiting.is_empty() {
             self.idle_workers -= 1;
             let (batches, replies) = self.next_group();
+            reach("writer", "grouped");
             let group = store_group(self.workers.clone(), Arc::new(batches), self.troubles.clone());
             context.spawn(group.into_actor(self).map(|settled, actor, context| {
                 actor.idle_workers += 1;
@@ -116,6 +118,7 @@ impl DbWriter {
                 StoreReply::Refused(_) => self.snapshot.refused += 1,
                 StoreReply::Unsettled(_) => {}
             }
+            reach("writer", "answered");
             // Whoever asked may be gone; the database has the truth.
             let _ = waiting.send(reply);
         }
@@ -284,10 +287,13 @@ impl Handler<StoreGroup> for StoreWorker {
             return Ok(Vec::new());
         };
         // A panic would end this thread, and actix never replaces it.
-        catch_unwind(AssertUnwindSafe(|| self.store.store_batches(first.key_use.ring, batches)))
-            .unwrap_or_else(|panic| {
-                let message = panic_message(panic.as_ref());
-                Err(StoreError::Database(format!("the writer panicked: {message}")))
-            })
+        let store = || {
+            reach("writer", "storing");
+            self.store.store_batches(first.key_use.ring, batches)
+        };
+        catch_unwind(AssertUnwindSafe(store)).unwrap_or_else(|panic| {
+            let message = panic_message(panic.as_ref());
+            Err(StoreError::Database(format!("the writer panicked: {message}")))
+        })
     }
 }

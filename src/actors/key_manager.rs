@@ -20,6 +20,7 @@ use crate::clock::{Clock, Deadline};
 use crate::db::{
     self, ClaimedBatch, GiveUp, KeyUse, ReclaimScope, Reclaimed, Shortage, Store, StoreError,
 };
+use crate::failpoint::reach;
 use crate::signing::PrivateKey;
 use crate::types::{BatchSize, Fence, NodeId, Outcome, RingId};
 
@@ -325,7 +326,9 @@ fn claim(
     request: &db::CheckOut,
 ) -> Result<Claimed, StoreError> {
     let sent_at = clock.now();
+    reach("key_manager", "checking_out");
     let checked_out = store.check_out(request)?;
+    reach("key_manager", "checked_out");
     let took_us = u64::try_from((clock.now() - sent_at).as_micros()).unwrap_or(u64::MAX);
     tracing::debug!(batches = checked_out.batches.len(), took_us, "checked out");
     let lookup = |keys: &Mutex<KeySet>, batch: &ClaimedBatch| {
@@ -423,6 +426,7 @@ impl Handler<ReturnKey> for KeyManager {
         let given_up = self.in_turn(move |actor| {
             let store = Arc::clone(&actor.store);
             move || {
+                reach("key_manager", "returning");
                 let outcomes = store.give_up(key_use.ring, &[GiveUp { key_use, failure }])?;
                 Ok(outcomes.first().copied().unwrap_or(Outcome::Abandoned))
             }

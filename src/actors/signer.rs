@@ -10,6 +10,7 @@ use actix::prelude::*;
 
 use super::messages::{SignBatch, SignFailure};
 use crate::clock::Clock;
+use crate::failpoint::reach;
 use crate::signing::{Engine, PrivateKey, Signature, SigningError, sign_each};
 use crate::types::{Record, RecordId};
 
@@ -56,7 +57,10 @@ impl Handler<SignBatch> for Signer {
         let mut may_go_on = || !deadline.has_passed(self.clock.as_ref());
         // A panic would end this thread, and actix never replaces it.
         let signed = catch_unwind(AssertUnwindSafe(|| {
-            (self.sign)(self.engine, &key, &records, &mut may_go_on)
+            reach("signer", "signing");
+            let signed = (self.sign)(self.engine, &key, &records, &mut may_go_on);
+            reach("signer", "signed");
+            signed
         }));
         match signed {
             Ok(Ok(signatures)) => {

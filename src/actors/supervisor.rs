@@ -24,6 +24,7 @@ use super::signer::Signer;
 use super::troubles::{Place, Troubles};
 use crate::clock::Clock;
 use crate::db::{NodeReport, Remaining, Shortage, Store, StoreError};
+use crate::failpoint::reach;
 use crate::types::RingId;
 
 /// How long to stay idle at first, and at most; each idle look doubles it.
@@ -245,6 +246,7 @@ impl Supervisor {
                 actix::spawn(batch_job::hand_back(stations, checkout));
                 continue;
             }
+            reach("supervisor", "starting");
             self.in_flight += 1;
             let supervisor = context.address();
             // Not the actor's own future: it must end its key use even if this actor stops.
@@ -379,6 +381,7 @@ impl Handler<BatchSigned> for Supervisor {
     type Result = ();
 
     fn handle(&mut self, message: BatchSigned, context: &mut Self::Context) {
+        reach("supervisor", "settled");
         self.in_flight -= 1;
         match message.end {
             BatchEnd::Stored { records } => {

@@ -25,6 +25,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::app::{self, Connected, MissingDatabase, UsageError};
 use crate::config::{Config, ConfigError, Loaded, Overrides, process_environment};
 use crate::db::Ring;
+use crate::failpoint;
 use crate::types::NodeId;
 
 const AFTER_HELP: &str = "\
@@ -34,9 +35,16 @@ Exit codes: 0 done; 1 failed; 2 usage or configuration; 3 finished with records 
 Every key of the configuration file can also be set in the environment as CHANCERY_SECTION__KEY,
 for example CHANCERY_DATABASE__URL. Flags win over the environment, which wins over the file.";
 
+/// A build that can be made to fail on purpose says so.
+const VERSION: &str = if cfg!(feature = "failpoints") {
+    concat!(env!("CARGO_PKG_VERSION"), " with failpoints, for tests only")
+} else {
+    env!("CARGO_PKG_VERSION")
+};
+
 /// Signs every record of a database exactly once, concurrently, and proves that it did.
 #[derive(Parser)]
-#[command(name = "chancery", version, about, after_help = AFTER_HELP, max_term_width = 100)]
+#[command(name = "chancery", version = VERSION, about, after_help = AFTER_HELP, max_term_width = 100)]
 struct Cli {
     #[command(flatten)]
     globals: Globals,
@@ -169,6 +177,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<Outcome> {
     let loaded = Config::load(cli.globals.config.as_deref(), process_environment(), &overrides)?;
     let config = loaded.config.clone();
     logging::start(&config.log);
+    failpoint::check().map_err(UsageError)?;
     let node = app::node_id(&config)?;
     let context = Context { config, loaded, node };
     match cli.command {

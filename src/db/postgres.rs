@@ -25,6 +25,7 @@ use super::{
     StoreError, StoreOptions, StoreOutcome,
 };
 use super::{keys, nodes};
+use crate::failpoint;
 use crate::ledger::Event;
 use crate::types::{
     BatchId, BatchRange, Fence, KeyEvent, KeyId, Kid, NodeId, Outcome, Position, Record, RecordId,
@@ -78,17 +79,23 @@ impl PgStore {
     }
 
     /// Runs a transaction, again where it only gave way to another one (a deadlock, a lock
-    /// timeout). The one place that decides about retries on this database.
+    /// timeout). The one place that decides about retries on this database. `step` is its name
+    /// among the failpoints.
     #[expect(clippy::disallowed_methods, reason = "this is the one wrapper of raw transactions")]
     fn run_tx<T>(
         &self,
+        step: &'static str,
         mut body: impl FnMut(&mut PgConnection) -> TxResult<T>,
     ) -> Result<T, StoreError> {
+        let mut steps = |c: &mut PgConnection| {
+            failpoint::pass(step, "begun")?;
+            body(c)
+        };
         let mut attempt = 1;
         loop {
             let mut connection = self.connection()?;
-            let error = match PgConnection::transaction(&mut connection, &mut body) {
-                Ok(value) => return Ok(value),
+            let error = match PgConnection::transaction(&mut connection, &mut steps) {
+                Ok(value) => return shared::committed(step, value),
                 Err(TxError::Store(error)) => return Err(error),
                 Err(TxError::Diesel(error)) => classify(error),
             };
@@ -251,7 +258,8 @@ const CURRENT_XID: &str = "pg_current_xact_id()::TEXT::BIGINT + chancery_xid_off
 
 impl Store for PgStore {
     fn check_out(&self, request: &CheckOut) -> Result<CheckedOut, StoreError> {
-        let (checked_out, tick) = self.run_tx(|c| protocol::check_out(self, c, request))?;
+        let (checked_out, tick) =
+            self.run_tx("check_out", |c| protocol::check_out(self, c, request))?;
         self.seen.saw(request.ring, tick);
         Ok(checked_out)
     }
@@ -263,7 +271,7 @@ impl Store for PgStore {
         after: Option<Position>,
         max_bytes: usize,
     ) -> Result<Vec<Record>, StoreError> {
-        self.read(|c| Ok(protocol::load_batch(c, ring, range, after, max_bytes)?))
+        self.read(|c| protocol::load_batch(c, ring, range, after, max_bytes))
     }
 
     fn store_batches(
@@ -271,7 +279,8 @@ impl Store for PgStore {
         ring: RingId,
         batches: &[SignedBatch],
     ) -> Result<Vec<StoreOutcome>, StoreError> {
-        let (outcomes, tick) = self.run_tx(|c| endings::store_batches(self, c, ring, batches))?;
+        let (outcomes, tick) =
+            self.run_tx("store", |c| endings::store_batches(self, c, ring, batches))?;
         if let Some(tick) = tick {
             self.seen.saw(ring, tick);
         }
@@ -279,11 +288,11 @@ impl Store for PgStore {
     }
 
     fn renew(&self, ring: RingId, fences: &[Fence]) -> Result<Vec<Fence>, StoreError> {
-        self.run_tx(|c| Ok(endings::renew(self, c, ring, fences)?))
+        self.run_tx("renew", |c| endings::renew(self, c, ring, fences))
     }
 
     fn give_up(&self, ring: RingId, uses: &[GiveUp]) -> Result<Vec<Outcome>, StoreError> {
-        let (outcomes, tick) = self.run_tx(|c| endings::give_up(self, c, ring, uses))?;
+        let (outcomes, tick) = self.run_tx("give_up", |c| endings::give_up(self, c, ring, uses))?;
         if let Some(tick) = tick {
             self.seen.saw(ring, tick);
         }
@@ -297,7 +306,8 @@ impl Store for PgStore {
         let has_expired =
             self.seen.check_read(ring, || self.read(|c| Ok(protocol::has_expired(c, ring)?)))?;
         if has_expired {
-            let (ended, tick) = self.run_tx(|c| endings::reclaim(self, c, ring, scope))?;
+            let (ended, tick) =
+                self.run_tx("reclaim", |c| endings::reclaim(self, c, ring, scope))?;
             self.seen.saw(ring, tick);
             reclaimed = ended;
         }
@@ -311,7 +321,7 @@ impl Store for PgStore {
         if strays.is_empty() {
             return Ok(0);
         }
-        self.run_tx(|c| protocol::sweep(self, c, ring, &strays))
+        self.run_tx("sweep", |c| protocol::sweep(self, c, ring, &strays))
     }
 
     fn has_work(&self, ring: RingId) -> Result<bool, StoreError> {
@@ -335,7 +345,7 @@ impl Store for PgStore {
     }
 
     fn report(&self, report: &NodeReport) -> Result<(), StoreError> {
-        self.run_tx(|c| nodes::report(c, &self.node, report))
+        self.run_tx("report", |c| nodes::report(c, &self.node, report))
     }
 
     fn nodes(&self) -> Result<Vec<Node>, StoreError> {
@@ -359,7 +369,7 @@ impl Store for PgStore {
     }
 
     fn add_kek(&self, check: &KekCheck) -> Result<(), StoreError> {
-        self.run_tx(|c| keys::add_kek(c, check))
+        self.run_tx("keys", |c| keys::add_kek(c, check))
     }
 
     fn add_keys(
@@ -370,7 +380,7 @@ impl Store for PgStore {
         actor: &str,
         make: &mut dyn FnMut(KeyId) -> Result<NewKey, MakeKeyError>,
     ) -> Result<Vec<KeyId>, StoreError> {
-        let (added, tick) = self.run_tx(|c| {
+        let (added, tick) = self.run_tx("keys", |c| {
             let ring = protocol::lock_ring(self, c, ring)?;
             keys::add_keys(c, &ring, count, if_empty, actor, make)
         })?;
@@ -393,7 +403,7 @@ impl Store for PgStore {
         actor: &str,
         reason: Option<&str>,
     ) -> Result<bool, StoreError> {
-        let changed = self.run_tx(|c| {
+        let changed = self.run_tx("keys", |c| {
             let (_, ring, _) = keys::key_state(c, kid)?;
             let ring = protocol::lock_ring(self, c, ring)?;
             let tick = keys::change_key(c, &ring, kid, event, actor, reason)?;
@@ -406,7 +416,7 @@ impl Store for PgStore {
     }
 
     fn insert_records(&self, ring: RingId, records: &[NewRecord]) -> Result<Inserted, StoreError> {
-        self.run_tx(|c| Ok(intake::insert_records(c, ring, records)?))
+        self.run_tx("intake", |c| Ok(intake::insert_records(c, ring, records)?))
     }
 
     fn analyze(&self) -> Result<(), StoreError> {

@@ -17,8 +17,9 @@ use super::{
     Batch, BatchKey, CheckOut, Membership, OpenUse, Progress, Remaining, Ring, Shortage,
     SignedRecord, StoreError,
 };
+use crate::failpoint::{self, Injected};
 use crate::ledger::Event;
-use crate::types::{BatchId, BatchState, Position, RecordId, RingId, Tick};
+use crate::types::{BatchId, BatchState, Outcome, Position, RecordId, RingId, Tick};
 
 /// Why a transaction did not commit: the database's own error, or a finding of ours.
 #[derive(Debug)]
@@ -39,7 +40,30 @@ impl From<StoreError> for TxError {
     }
 }
 
+impl From<Injected> for TxError {
+    fn from(injected: Injected) -> Self {
+        TxError::Store(StoreError::Unavailable(injected.to_string()))
+    }
+}
+
 pub(super) type TxResult<T> = Result<T, TxError>;
+
+/// What a transaction returns once it has committed, unless its reply is lost on purpose.
+pub(super) fn committed<T>(step: &'static str, value: T) -> Result<T, StoreError> {
+    match failpoint::pass(step, "committed") {
+        Ok(()) => Ok(value),
+        Err(injected) => Err(StoreError::Unavailable(injected.to_string())),
+    }
+}
+
+/// The step that ends a use so, as the failpoints name it.
+pub(super) fn step_of(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Stored => "store",
+        Outcome::Abandoned => "give_up",
+        Outcome::Reclaimed => "reclaim",
+    }
+}
 
 /// A parameter of a query.
 pub(super) enum Bind<'a> {

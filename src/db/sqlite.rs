@@ -30,6 +30,7 @@ use super::{
     StoreOptions, StoreOutcome,
 };
 use super::{keys, nodes};
+use crate::failpoint;
 use crate::ledger::Event;
 use crate::types::{
     BatchId, BatchRange, Fence, KeyEvent, KeyId, Kid, NodeId, Outcome, Position, Record, RecordId,
@@ -89,16 +90,21 @@ impl SqliteStore {
     }
 
     /// Runs a writing transaction, again where another process kept the file locked. The one place
-    /// that decides about retries on this database.
+    /// that decides about retries on this database. `step` is its name among the failpoints.
     pub(super) fn run_tx<T>(
         &self,
+        step: &'static str,
         mut body: impl FnMut(&mut SqliteConnection) -> TxResult<T>,
     ) -> Result<T, StoreError> {
+        let mut steps = |c: &mut SqliteConnection| {
+            failpoint::pass(step, "begun")?;
+            body(c)
+        };
         let mut attempt = 1;
         loop {
             let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-            let error = match writer.immediate_transaction(&mut body) {
-                Ok(value) => return Ok(value),
+            let error = match writer.immediate_transaction(&mut steps) {
+                Ok(value) => return shared::committed(step, value),
                 Err(TxError::Store(error)) => return Err(error),
                 Err(TxError::Diesel(error)) => classify(error),
             };
@@ -168,7 +174,8 @@ pub(super) fn classify(error: DieselError) -> StoreError {
 
 impl Store for SqliteStore {
     fn check_out(&self, request: &CheckOut) -> Result<CheckedOut, StoreError> {
-        let (checked_out, tick) = self.run_tx(|c| protocol::check_out(self, c, request))?;
+        let (checked_out, tick) =
+            self.run_tx("check_out", |c| protocol::check_out(self, c, request))?;
         self.seen.saw(request.ring, tick);
         Ok(checked_out)
     }
@@ -180,7 +187,7 @@ impl Store for SqliteStore {
         after: Option<Position>,
         max_bytes: usize,
     ) -> Result<Vec<Record>, StoreError> {
-        self.read(|c| Ok(protocol::load_batch(c, ring, range, after, max_bytes)?))
+        self.read(|c| protocol::load_batch(c, ring, range, after, max_bytes))
     }
 
     fn store_batches(
@@ -188,29 +195,32 @@ impl Store for SqliteStore {
         ring: RingId,
         batches: &[SignedBatch],
     ) -> Result<Vec<StoreOutcome>, StoreError> {
-        let (outcomes, tick) = self.run_tx(|c| protocol::store_batches(self, c, ring, batches))?;
+        let (outcomes, tick) =
+            self.run_tx("store", |c| protocol::store_batches(self, c, ring, batches))?;
         self.seen.saw(ring, tick);
         Ok(outcomes)
     }
 
     fn renew(&self, ring: RingId, fences: &[Fence]) -> Result<Vec<Fence>, StoreError> {
-        self.run_tx(|c| protocol::renew(self, c, ring, fences))
+        self.run_tx("renew", |c| protocol::renew(self, c, ring, fences))
     }
 
     fn give_up(&self, ring: RingId, uses: &[GiveUp]) -> Result<Vec<Outcome>, StoreError> {
-        let (outcomes, tick) = self.run_tx(|c| protocol::give_up(self, c, ring, uses))?;
+        let (outcomes, tick) =
+            self.run_tx("give_up", |c| protocol::give_up(self, c, ring, uses))?;
         self.seen.saw(ring, tick);
         Ok(outcomes)
     }
 
     fn reclaim(&self, ring: RingId, scope: ReclaimScope) -> Result<Reclaimed, StoreError> {
-        let (reclaimed, tick) = self.run_tx(|c| protocol::reclaim(self, c, ring, scope))?;
+        let (reclaimed, tick) =
+            self.run_tx("reclaim", |c| protocol::reclaim(self, c, ring, scope))?;
         self.seen.saw(ring, tick);
         Ok(reclaimed)
     }
 
     fn sweep(&self, ring: RingId) -> Result<u64, StoreError> {
-        self.run_tx(|c| protocol::sweep(self, c, ring))
+        self.run_tx("sweep", |c| protocol::sweep(self, c, ring))
     }
 
     fn has_work(&self, ring: RingId) -> Result<bool, StoreError> {
@@ -234,7 +244,7 @@ impl Store for SqliteStore {
     }
 
     fn report(&self, report: &NodeReport) -> Result<(), StoreError> {
-        self.run_tx(|c| nodes::report(c, &self.node, report))
+        self.run_tx("report", |c| nodes::report(c, &self.node, report))
     }
 
     fn nodes(&self) -> Result<Vec<Node>, StoreError> {
@@ -258,7 +268,7 @@ impl Store for SqliteStore {
     }
 
     fn add_kek(&self, check: &KekCheck) -> Result<(), StoreError> {
-        self.run_tx(|c| keys::add_kek(c, check))
+        self.run_tx("keys", |c| keys::add_kek(c, check))
     }
 
     fn add_keys(
@@ -269,7 +279,7 @@ impl Store for SqliteStore {
         actor: &str,
         make: &mut dyn FnMut(KeyId) -> Result<NewKey, MakeKeyError>,
     ) -> Result<Vec<KeyId>, StoreError> {
-        let (added, tick) = self.run_tx(|c| {
+        let (added, tick) = self.run_tx("keys", |c| {
             let ring = protocol::ring_row(self, c, ring)?;
             keys::add_keys(c, &ring, count, if_empty, actor, make)
         })?;
@@ -292,7 +302,7 @@ impl Store for SqliteStore {
         actor: &str,
         reason: Option<&str>,
     ) -> Result<bool, StoreError> {
-        let changed = self.run_tx(|c| {
+        let changed = self.run_tx("keys", |c| {
             let (_, ring, _) = keys::key_state(c, kid)?;
             let ring = protocol::ring_row(self, c, ring)?;
             let tick = keys::change_key(c, &ring, kid, event, actor, reason)?;
@@ -305,7 +315,7 @@ impl Store for SqliteStore {
     }
 
     fn insert_records(&self, ring: RingId, records: &[NewRecord]) -> Result<Inserted, StoreError> {
-        self.run_tx(|c| Ok(intake::insert_records(c, ring, records)?))
+        self.run_tx("intake", |c| Ok(intake::insert_records(c, ring, records)?))
     }
 
     fn analyze(&self) -> Result<(), StoreError> {

@@ -14,7 +14,7 @@ const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// The floors, from the lowest up; a module imports from lower floors and from itself.
 const FLOORS: [&[&str]; 11] = [
-    &["types", "clock"],
+    &["types", "clock", "failpoint"],
     &["ledger", "signing", "config", "intake", "seed"],
     &["keyring"],
     &["db"],

@@ -29,7 +29,7 @@ fn insert_or_replace_through_our_own_connections_removes_nothing() {
             let said = ["never change", "UNIQUE constraint failed"];
             assert!(said.iter().any(|words| message.contains(words)), "{statement}: {message}");
         };
-        refused(store.run_tx(|c| Ok(c.run(statement, &[])?)).unwrap_err().to_string());
+        refused(store.run_tx("keys", |c| Ok(c.run(statement, &[])?)).unwrap_err().to_string());
         refused(store.read(|c| Ok(c.run(statement, &[])?)).unwrap_err().to_string());
         // What was written must stay even where a client has not switched on recursive_triggers.
         if ["INTO signatures", "INTO key_events", "INTO records"]
@@ -82,7 +82,7 @@ fn every_connection_writes_ahead_syncs_fully_and_checks_its_keys() {
                      || (SELECT synchronous FROM pragma_synchronous) || ' '
                      || (SELECT foreign_keys FROM pragma_foreign_keys) AS value";
     let text = |row: ValueRow| row.value.unwrap_or_default();
-    let writer = store.run_tx(|c| Ok(text(c.row(query, &[])?))).unwrap();
+    let writer = store.run_tx("keys", |c| Ok(text(c.row(query, &[])?))).unwrap();
     let reader = store.read(|c| Ok(text(c.row(query, &[])?))).unwrap();
     assert_eq!([writer.as_str(), reader.as_str()], ["wal 2 1"; 2], "2 is FULL");
 }

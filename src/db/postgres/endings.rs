@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 use diesel::pg::{CopyFormat, PgConnection};
 use diesel::sql_types::{Array, BigInt, Interval, Text};
-use diesel::{ExecuteCopyFromDsl, QueryResult, RunQueryDsl, sql_query};
+use diesel::{ExecuteCopyFromDsl, RunQueryDsl, sql_query};
 
 use super::protocol::{lock_ring, milliseconds, take_ticks};
 use super::{PgStore, int, ring_bind};
@@ -17,6 +17,7 @@ use crate::db::shared::{self, Bind, Session, TxResult};
 use crate::db::{
     GiveUp, KeyUse, ReclaimScope, Reclaimed, Refusal, SignedBatch, StoreError, StoreOutcome, schema,
 };
+use crate::failpoint::pass;
 use crate::types::{Fence, NodeId, Outcome, RingId, Tick};
 
 pub(super) fn store_batches(
@@ -27,6 +28,7 @@ pub(super) fn store_batches(
 ) -> TxResult<(Vec<StoreOutcome>, Option<Tick>)> {
     let uses: Vec<KeyUse> = batches.iter().map(|batch| batch.key_use).collect();
     let standings = lock_uses(store, c, ring, &uses)?;
+    pass("store", "uses_locked")?;
     let held: Vec<&SignedBatch> =
         batches.iter().zip(&standings).filter(|(_, s)| s.is_none()).map(|(b, _)| b).collect();
     let outcomes = standings
@@ -42,7 +44,9 @@ pub(super) fn store_batches(
     }
 
     check_counts(c, &held)?;
+    pass("store", "counts_checked")?;
     copy_signatures(c, &held)?;
+    pass("store", "copied")?;
     let held: Vec<KeyUse> = held.iter().map(|batch| batch.key_use).collect();
     let last = close_uses(store, c, ring, &held, Outcome::Stored)?;
     let changed = sql_query(
@@ -51,6 +55,7 @@ pub(super) fn store_batches(
     .bind::<Array<BigInt>, _>(held.iter().map(|u| u.batch.0).collect::<Vec<_>>())
     .execute(c)?;
     expect_rows("batches", held.len(), changed)?;
+    pass("store", "batches_stored")?;
     Ok((outcomes, Some(last)))
 }
 
@@ -138,12 +143,18 @@ fn copy_signatures(c: &mut PgConnection, held: &[&SignedBatch]) -> TxResult<()> 
     data.extend_from_slice(&(-1_i16).to_be_bytes());
     let copied = diesel::copy_from(schema::signatures::table)
         .from_raw_data(schema::signatures::table, |out| {
-            out.write_all(&data)
-                .map_err(|error| diesel::result::Error::SerializationError(Box::new(error)))
+            let (first, second) = data.split_at(data.len() / 2);
+            out.write_all(first).map_err(not_written)?;
+            pass("store", "copying").map_err(not_written)?;
+            out.write_all(second).map_err(not_written)
         })
         .with_format(CopyFormat::Binary)
         .execute(c)?;
     expect_rows("signatures", rows, copied)
+}
+
+fn not_written(error: impl std::error::Error + Send + Sync + 'static) -> diesel::result::Error {
+    diesel::result::Error::SerializationError(Box::new(error))
 }
 
 /// Takes the ring's lock and ends `uses`, one tick each in their order; the last tick.
@@ -154,7 +165,9 @@ fn close_uses(
     uses: &[KeyUse],
     outcome: Outcome,
 ) -> TxResult<Tick> {
+    let step = shared::step_of(outcome);
     let before = take_ticks(store, c, ring, uses.len())?;
+    pass(step, "ticks_taken")?;
     let ticks: Vec<i64> = (1..=int(uses.len())).map(|n| before.0 + n).collect();
     let closed = sql_query(
         "UPDATE key_uses u SET end_tick = v.tick, ended_at = clock_timestamp(), outcome = $4
@@ -166,6 +179,7 @@ fn close_uses(
     .bind::<Text, _>(outcome.as_str())
     .execute(c)?;
     expect_rows("key_uses", uses.len(), closed)?;
+    pass(step, "uses_closed")?;
     sql_query(
         "UPDATE keys k SET last_tick = v.tick
          FROM (SELECT key_id, max(tick) AS tick FROM unnest($1, $2) AS u(key_id, tick)
@@ -174,6 +188,7 @@ fn close_uses(
     .bind::<Array<BigInt>, _>(uses.iter().map(|u| u.key.0).collect::<Vec<_>>())
     .bind::<Array<BigInt>, _>(&ticks)
     .execute(c)?;
+    pass(step, "keys_stamped")?;
     Ok(Tick(before.0 + int(uses.len())))
 }
 
@@ -193,7 +208,7 @@ pub(super) fn renew(
     c: &mut PgConnection,
     ring: RingId,
     fences: &[Fence],
-) -> QueryResult<Vec<Fence>> {
+) -> TxResult<Vec<Fence>> {
     let rows: Vec<NumberRow> = sql_query(
         "WITH held AS (SELECT fence FROM key_uses
                        WHERE ring_id = $1 AND fence = ANY($2) AND node = $3 AND end_tick IS NULL
@@ -206,6 +221,7 @@ pub(super) fn renew(
     .bind::<Text, _>(&store.node.0)
     .bind::<Interval, _>(milliseconds(store.lease))
     .load(c)?;
+    pass("renew", "renewed")?;
     Ok(rows.into_iter().map(|row| Fence(Tick(row.value))).collect())
 }
 
@@ -217,6 +233,7 @@ pub(super) fn give_up(
 ) -> TxResult<(Vec<Outcome>, Option<Tick>)> {
     let all: Vec<KeyUse> = uses.iter().map(|u| u.key_use).collect();
     let standings = lock_uses(store, c, ring, &all)?;
+    pass("give_up", "uses_locked")?;
     let held: Vec<&GiveUp> =
         uses.iter().zip(&standings).filter(|(_, s)| s.is_none()).map(|(u, _)| u).collect();
     let outcomes = standings.iter().map(|s| s.unwrap_or(Outcome::Abandoned)).collect();
@@ -228,6 +245,7 @@ pub(super) fn give_up(
     for given_up in held {
         fail_batch(store, c, given_up.key_use, given_up.failure.as_deref())?;
     }
+    pass("give_up", "batches_failed")?;
     Ok((outcomes, Some(last)))
 }
 
@@ -277,6 +295,7 @@ pub(super) fn reclaim(
     _scope: ReclaimScope,
 ) -> TxResult<(Reclaimed, Tick)> {
     let ring = lock_ring(store, c, ring)?;
+    pass("reclaim", "ring_locked")?;
     let query = format!(
         "SELECT {} FROM key_uses
          WHERE ring_id = $1 AND end_tick IS NULL AND expires_at < clock_timestamp()
@@ -284,6 +303,7 @@ pub(super) fn reclaim(
         shared::use_columns::<PgConnection>()
     );
     let expired = c.rows::<UseRow>(&query, &ring_bind(ring.id))?;
+    pass("reclaim", "uses_found")?;
     if expired.is_empty() {
         return Ok((Reclaimed::default(), ring.tick));
     }
@@ -297,5 +317,6 @@ pub(super) fn reclaim(
         }
         reclaimed.uses.push((row.key_use(), NodeId(row.node)));
     }
+    pass("reclaim", "batches_failed")?;
     Ok((reclaimed, last))
 }

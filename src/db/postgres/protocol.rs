@@ -13,6 +13,7 @@ use super::{CURRENT_XID, PgStore, int, ring_bind};
 use crate::db::models::{BatchRow, EdgeRow, PositionRow, RecordRow, RingRow, ranges};
 use crate::db::shared::{self, Bind, Session, TxResult};
 use crate::db::{CheckOut, CheckedOut, KeyUse, Ring};
+use crate::failpoint::pass;
 use crate::types::{BatchRange, Fence, KeyId, Position, Record, RingId, Tick};
 
 /// The ring's row, locked. Always a statement of its own: what follows must see every commit
@@ -51,12 +52,16 @@ pub(super) fn check_out(
     request: &CheckOut,
 ) -> TxResult<(CheckedOut, Tick)> {
     let ring = lock_ring(store, c, request.ring)?;
+    pass("check_out", "ring_locked")?;
     let keys = shared::free_keys(c, ring.id, request.max_batches)?;
+    pass("check_out", "keys_chosen")?;
     let mut batches = shared::retry_batches(c, ring.id, keys.len())?;
     let retried: Vec<i64> = batches.iter().map(|batch| batch.id.0).collect();
     let fresh = next_ranges(c, &ring, keys.len() - retried.len(), request.batch_size.records())?;
+    pass("check_out", "ranges_chosen")?;
     let cursor = fresh.last().map_or(ring.cursor, |range| range.high);
     batches.extend(insert_batches(c, ring.id, &fresh)?);
+    pass("check_out", "batches_inserted")?;
 
     let claimed: Vec<_> = batches
         .iter()
@@ -70,10 +75,12 @@ pub(super) fn check_out(
         sql_query("UPDATE batches SET state = 'open' WHERE id = ANY($1)")
             .bind::<Array<BigInt>, _>(&retried)
             .execute(c)?;
+        pass("check_out", "retries_opened")?;
     }
     let tick = Tick(ring.tick.0 + int(claimed.len()));
     if !claimed.is_empty() {
         open_uses(store, c, ring.id, claimed.iter().map(|batch| batch.key_use))?;
+        pass("check_out", "uses_opened")?;
         c.run(
             "UPDATE rings SET tick = $1, cursor_xid = $2, cursor_id = $3 WHERE id = $4",
             &[
@@ -83,6 +90,7 @@ pub(super) fn check_out(
                 Bind::Int(ring.id.0),
             ],
         )?;
+        pass("check_out", "cursor_moved")?;
     }
     let shortage = shared::shortage(c, request, keys.len(), claimed.len())?;
     Ok((CheckedOut { batches: claimed, shortage }, tick))
@@ -181,7 +189,8 @@ pub(super) fn load_batch(
     range: &BatchRange,
     after: Option<Position>,
     max_bytes: usize,
-) -> QueryResult<Vec<Record>> {
+) -> TxResult<Vec<Record>> {
+    pass("load", "begun")?;
     // octet_length reads no payload that is stored out of line.
     let query = "
         SELECT inserted_xid, id, payload
@@ -206,6 +215,7 @@ pub(super) fn load_batch(
             Bind::Int(int(max_bytes)),
         ],
     )?;
+    pass("load", "read")?;
     Ok(rows.into_iter().map(Record::from).collect())
 }
 
@@ -224,6 +234,7 @@ pub(super) fn sweep(
     strays: &[Position],
 ) -> TxResult<u64> {
     let ring = lock_ring(store, c, ring)?;
+    pass("sweep", "ring_locked")?;
     let swept = sql_query(format!(
         "UPDATE records r SET inserted_xid = {CURRENT_XID}
          WHERE r.ring_id = $1 AND r.id = ANY($2) AND (r.inserted_xid, r.id) <= ($3, $4)
@@ -238,6 +249,7 @@ pub(super) fn sweep(
     .bind::<BigInt, _>(ring.cursor.xid)
     .bind::<BigInt, _>(ring.cursor.id.0)
     .execute(c)?;
+    pass("sweep", "moved")?;
     Ok(swept as u64)
 }
 

@@ -14,6 +14,7 @@ use crate::db::{
     CheckOut, CheckedOut, GiveUp, KeyUse, ReclaimScope, Reclaimed, Refusal, Ring, SignedBatch,
     StoreError, StoreOutcome,
 };
+use crate::failpoint::pass;
 use crate::types::{
     BatchRange, Fence, KeyId, NodeId, Outcome, Position, Record, RecordId, RingId, Tick,
 };
@@ -51,16 +52,21 @@ pub(super) fn check_out(
     request: &CheckOut,
 ) -> TxResult<(CheckedOut, Tick)> {
     let ring = ring_row(store, c, request.ring)?;
+    pass("check_out", "ring_locked")?;
     let keys = shared::free_keys(c, ring.id, request.max_batches)?;
+    pass("check_out", "keys_chosen")?;
     let mut batches = shared::retry_batches(c, ring.id, keys.len())?;
     for batch in &batches {
         c.run("UPDATE batches SET state = 'open' WHERE id = $1", &[Bind::Int(batch.id.0)])?;
+        pass("check_out", "retries_opened")?;
     }
     let fresh = next_ranges(c, &ring, keys.len() - batches.len(), request.batch_size.records())?;
+    pass("check_out", "ranges_chosen")?;
     let cursor = fresh.last().map_or(ring.cursor, |range| range.high);
     for range in fresh {
         batches.push(insert_batch(c, ring.id, range, "open")?);
     }
+    pass("check_out", "batches_inserted")?;
 
     let mut tick = ring.tick;
     let mut claimed = Vec::with_capacity(batches.len());
@@ -84,6 +90,7 @@ pub(super) fn check_out(
         claimed.push(batch.claimed(Fence(tick), KeyId(*key)));
     }
     if !claimed.is_empty() {
+        pass("check_out", "uses_opened")?;
         c.run(
             "UPDATE rings SET tick = $1, cursor_xid = $2, cursor_id = $3 WHERE id = $4",
             &[
@@ -93,6 +100,7 @@ pub(super) fn check_out(
                 Bind::Int(ring.id.0),
             ],
         )?;
+        pass("check_out", "cursor_moved")?;
     }
     let shortage = shared::shortage(c, request, keys.len(), claimed.len())?;
     Ok((CheckedOut { batches: claimed, shortage }, tick))
@@ -166,8 +174,9 @@ pub(super) fn load_batch(
     range: &BatchRange,
     after: Option<Position>,
     max_bytes: usize,
-) -> QueryResult<Vec<Record>> {
+) -> TxResult<Vec<Record>> {
     use diesel::sql_types::BigInt;
+    pass("load", "begun")?;
     let after = after.unwrap_or(Position { xid: range.low.xid, id: RecordId(range.low.id.0 - 1) });
     let last_of_first_xid = if after.xid == range.high.xid { range.high.id.0 } else { i64::MAX };
     let query = diesel::sql_query(
@@ -196,6 +205,7 @@ pub(super) fn load_batch(
         }
         records.push(record);
     }
+    pass("load", "read")?;
     Ok(records)
 }
 
@@ -212,7 +222,9 @@ pub(super) fn store_batches(
     for batch in batches {
         let outcome = match standing(store, c, ring, batch.key_use)? {
             None => {
+                pass("store", "uses_locked")?;
                 insert_signatures(c, batch)?;
+                pass("store", "copied")?;
                 tick = tick.next();
                 close_use(c, batch.key_use, tick, Outcome::Stored)?;
                 c.run(
@@ -221,6 +233,7 @@ pub(super) fn store_batches(
                     ),
                     &[Bind::Int(batch.key_use.batch.0)],
                 )?;
+                pass("store", "batches_stored")?;
                 StoreOutcome::Stored
             }
             Some(Outcome::Stored) => StoreOutcome::AlreadyStored,
@@ -281,7 +294,8 @@ fn close_use(
     key_use: KeyUse,
     tick: Tick,
     outcome: Outcome,
-) -> QueryResult<()> {
+) -> TxResult<()> {
+    let step = shared::step_of(outcome);
     c.run(
         &format!(
             "UPDATE key_uses SET end_tick = $1, ended_at = {NOW}, outcome = $2
@@ -294,10 +308,12 @@ fn close_use(
             Bind::Int(key_use.fence.0.0),
         ],
     )?;
+    pass(step, "uses_closed")?;
     c.run(
         "UPDATE keys SET last_tick = $1 WHERE id = $2",
         &[Bind::Int(tick.0), Bind::Int(key_use.key.0)],
     )?;
+    pass(step, "keys_stamped")?;
     Ok(())
 }
 
@@ -321,6 +337,7 @@ pub(super) fn renew(
             renewed.push(*fence);
         }
     }
+    pass("renew", "renewed")?;
     Ok(renewed)
 }
 
@@ -338,6 +355,7 @@ pub(super) fn give_up(
                 tick = tick.next();
                 close_use(c, given_up.key_use, tick, Outcome::Abandoned)?;
                 fail_batch(store, c, given_up.key_use, given_up.failure.as_deref())?;
+                pass("give_up", "batches_failed")?;
                 Outcome::Abandoned
             }
             Some(outcome) => outcome,
@@ -376,6 +394,7 @@ pub(super) fn reclaim(
     scope: ReclaimScope,
 ) -> TxResult<(Reclaimed, Tick)> {
     let mut tick = ring_row(store, c, ring)?.tick;
+    pass("reclaim", "ring_locked")?;
     let condition = match scope {
         ReclaimScope::Expired => format!("expires_at < {NOW}"),
         ReclaimScope::All => "TRUE".to_owned(),
@@ -397,6 +416,7 @@ pub(super) fn reclaim(
         if fail_batch(store, c, key_use, Some(&failure))? {
             reclaimed.quarantined.push(key_use.batch);
         }
+        pass("reclaim", "batches_failed")?;
         reclaimed.uses.push((key_use, NodeId(row.node)));
     }
     set_tick(c, ring, tick)?;
@@ -414,6 +434,7 @@ const SWEEP_BATCH: u32 = 500;
 /// one would put all later records behind the cursor (docs/adr/0004).
 pub(super) fn sweep(store: &SqliteStore, c: &mut SqliteConnection, ring: RingId) -> TxResult<u64> {
     let ring = ring_row(store, c, ring)?;
+    pass("sweep", "ring_locked")?;
     let strays = shared::strays(c, ring.id, ring.cursor)?;
     let mut runs: Vec<BatchRange> = Vec::new();
     for stray in &strays {
@@ -432,6 +453,7 @@ pub(super) fn sweep(store: &SqliteStore, c: &mut SqliteConnection, ring: RingId)
     for run in runs {
         insert_batch(c, ring.id, run, "retry")?;
     }
+    pass("sweep", "moved")?;
     Ok(strays.len() as u64)
 }
 
