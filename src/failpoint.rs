@@ -9,8 +9,9 @@
 //!
 //! stops the process by SIGSTOP when it first comes past `store.copied`, and lets its third checkout
 //! fail after the commit as if the connection had been lost. The actions are `stop`, `kill`
-//! (SIGKILL), `panic` and `fail`, and `@N` is the passage at which they act. A point that exists in
-//! the code of one database only is never passed on the other.
+//! (SIGKILL), `panic`, `fail` and `delay` (half a second, of the thread that passes), and `@N` is
+//! the passage at which they act. A point that exists in the code of one database only is never
+//! passed on the other.
 
 /// The points: each step of the protocol with its places, in the order in which they are passed.
 ///
@@ -140,6 +141,7 @@ mod registry {
         Kill,
         Panic,
         Fail,
+        Delay,
     }
 
     #[derive(Debug)]
@@ -176,7 +178,8 @@ mod registry {
             "kill" => Action::Kill,
             "panic" => Action::Panic,
             "fail" => Action::Fail,
-            _ => return Err(wrong("the action is stop, kill, panic or fail")),
+            "delay" => Action::Delay,
+            _ => return Err(wrong("the action is stop, kill, panic, fail or delay")),
         };
         let at = at.parse().ok().filter(|at| *at > 0).ok_or_else(|| wrong("@N counts from 1"))?;
         Ok(Entry { step, place, action, at, passed: AtomicU64::new(0) })
@@ -203,16 +206,22 @@ mod registry {
             {
                 continue;
             }
-            tracing::warn!(step, place, action = ?entry.action, "failpoint");
+            tracing::warn!("failpoint {step}.{place}: {:?}", entry.action);
             match entry.action {
                 // It goes on here when it is continued.
                 Action::Stop => drop(kill_process(getpid(), Signal::STOP)),
                 Action::Kill => drop(kill_process(getpid(), Signal::KILL)),
                 Action::Panic => panic!("failpoint {step}.{place}"),
                 Action::Fail => fails = true,
+                Action::Delay => delay(),
             }
         }
         fails
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "that is the action")]
+    fn delay() {
+        std::thread::sleep(std::time::Duration::from_millis(500));
     }
 
     #[cfg(test)]

@@ -26,4 +26,5 @@ mod outages;
 mod payloads;
 mod project;
 mod sizes;
+mod step_by_step;
 mod the_judge;

@@ -153,6 +153,13 @@ impl Running {
         !self.stderr.text.lock().unwrap().has_ended
     }
 
+    /// Whether it has been stopped, by SIGSTOP.
+    pub(crate) fn is_stopped(&self) -> bool {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()));
+        // The state follows the name, which stands in parentheses (proc(5)).
+        stat.is_ok_and(|stat| stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" T")))
+    }
+
     /// The most memory that it has had resident so far, in bytes; none once it has ended.
     pub(crate) fn peak_memory(&self) -> Option<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).ok()?;
