@@ -103,7 +103,8 @@ impl Node {
     pub fn start(parts: NodeParts) -> anyhow::Result<Node> {
         let NodeParts { store, config, node, ring, keys, lock, mode } = parts;
         if lock.is_some() {
-            let reclaimed = store.reclaim(ring.id, ReclaimScope::All)?;
+            let reclaim = || store.reclaim(ring.id, ReclaimScope::All);
+            let reclaimed = wait_for_database(&config, reclaim)?;
             crate::actors::key_manager::log_reclaim(&reclaimed);
         }
         let clock: Arc<dyn Clock> = Arc::new(BootClock);

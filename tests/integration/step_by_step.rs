@@ -20,12 +20,13 @@ const AT_A_TIME: usize = 4;
 const ASIDE: [&str; 3] = ["report", "keys", "intake"];
 
 /// What SQLite does in one statement, or has no need of.
-const POSTGRES_ONLY: [&str; 6] = [
+const POSTGRES_ONLY: [&str; 7] = [
     "store.counts_checked",
     "store.copying",
     "store.ticks_taken",
     "give_up.uses_locked",
     "give_up.ticks_taken",
+    "reclaim.uses_found",
     "reclaim.ticks_taken",
 ];
 
