@@ -99,10 +99,10 @@ pub struct Supervisor {
     idle: Duration,
     /// When the truth about what is left may be asked for again, on the node's clock.
     next_look: Option<Duration>,
-    /// When what keeps records waiting may be told again, on the node's clock.
+    /// When the lack of a key may be told again, on the node's clock.
     next_complaint: Option<Duration>,
-    /// When an old snapshot may be told again, on the node's clock.
-    next_snapshot_complaint: Option<Duration>,
+    /// When others' transactions may be told again, on the node's clock.
+    next_blocker_complaint: Option<Duration>,
     wake_up: Option<SpawnHandle>,
     in_flight: u32,
     drains: Vec<oneshot::Sender<DrainReport>>,
@@ -179,7 +179,7 @@ impl Supervisor {
             idle: SHORTEST_IDLE,
             next_look: None,
             next_complaint: None,
-            next_snapshot_complaint: None,
+            next_blocker_complaint: None,
             wake_up: None,
             in_flight: 0,
             drains: Vec::new(),

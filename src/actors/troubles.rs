@@ -15,10 +15,10 @@ pub(super) enum Place {
     Housekeeping,
     /// The reclaim of expired uses.
     Reclaim,
-    /// What keeps records waiting though the node is well.
+    /// A ring without a key.
     Waiting,
-    /// An old snapshot that somebody holds.
-    Snapshot,
+    /// A long transaction of somebody's.
+    Blocker,
 }
 
 /// The node's troubles, shared by its actors.

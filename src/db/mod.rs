@@ -123,7 +123,10 @@ pub trait Store: Send + Sync + 'static {
     /// How many records the ring has, signed or not.
     fn record_count(&self, ring: RingId) -> Result<u64, StoreError>;
 
-    /// The transactions that keep inserted records from being seen by the cursor, oldest first.
+    /// Whether records behind the cursor wait for somebody's transaction to end; takes no lock.
+    fn is_held_back(&self, ring: RingId) -> Result<bool, StoreError>;
+
+    /// The long transactions that hold Chancery up or may do so, oldest first.
     fn blockers(&self) -> Result<Vec<Blocker>, StoreError>;
 
     // Nodes.

@@ -340,6 +340,10 @@ impl Store for PgStore {
         self.read(|c| shared::record_count(c, ring))
     }
 
+    fn is_held_back(&self, ring: RingId) -> Result<bool, StoreError> {
+        self.read(|c| Ok(blockers::is_held_back(c, ring)?))
+    }
+
     fn blockers(&self) -> Result<Vec<Blocker>, StoreError> {
         self.read(|c| blockers::blockers(c, OLD_SNAPSHOT))
     }

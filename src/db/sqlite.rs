@@ -239,6 +239,10 @@ impl Store for SqliteStore {
         self.read(|c| shared::record_count(c, ring))
     }
 
+    fn is_held_back(&self, _: RingId) -> Result<bool, StoreError> {
+        Ok(false)
+    }
+
     fn blockers(&self) -> Result<Vec<Blocker>, StoreError> {
         Ok(Vec::new())
     }

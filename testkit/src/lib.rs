@@ -13,6 +13,7 @@
 //! whatever PostgreSQL the machine has. It is gone with its last handle, and also when the process
 //! that started it dies without a word, `kill -9` included.
 
+mod backup;
 mod binaries;
 mod guard;
 mod postgres;
@@ -20,6 +21,7 @@ mod postgres;
 use std::io;
 use std::path::PathBuf;
 
+pub use backup::ColdCopy;
 pub use binaries::BIN_VARIABLE;
 pub use postgres::{Database, Postgres, StopMode};
 pub use tempfile::TempDir;

@@ -94,6 +94,10 @@ impl Postgres {
         self.0.port
     }
 
+    pub(crate) fn binaries(&self) -> &Binaries {
+        &self.0.binaries
+    }
+
     /// The folder of the data, the socket and the log.
     #[must_use]
     pub fn folder(&self) -> &Path {
@@ -424,7 +428,7 @@ fn log_tail(folder: &Path) -> String {
     String::from_utf8_lossy(&log[tail..]).into_owned()
 }
 
-fn data_path(folder: &Path) -> PathBuf {
+pub(crate) fn data_path(folder: &Path) -> PathBuf {
     folder.join("data")
 }
 

@@ -65,7 +65,7 @@ fn start_behind_an_open_transaction(site: &Site) -> (diesel::pg::PgConnection, R
     let older_id = values_of(&mut older, "SELECT pg_backend_pid() AS value").unwrap().remove(0);
     site.seed(2_000);
     let run = site.start(&["run", "--batch-size", "100"]);
-    let line = run.wait_for_stderr("an open transaction keeps new records from being signed");
+    let line = run.wait_for_stderr("keeps records that were inserted since it began from being signed");
     assert!(line.contains(&format!(" pid={older_id} ")), "{line}");
     assert!(line.contains(" unsigned=2000"), "{line}");
     assert_eq!(site.signatures(), 0, "a record was signed before its turn");

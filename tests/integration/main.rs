@@ -13,6 +13,8 @@
 mod support;
 
 mod arrivals;
+mod clocks;
+mod cluster;
 mod command_line;
 mod configuration;
 mod failures;
@@ -25,6 +27,7 @@ mod openssl;
 mod outages;
 mod payloads;
 mod project;
+mod recovery;
 mod sizes;
 mod step_by_step;
 mod the_judge;

@@ -8,8 +8,7 @@ use actix::prelude::*;
 use super::{Finished, State, Supervisor};
 use crate::actors::off_thread;
 use crate::actors::troubles::Place;
-use crate::db::{Blocker, Remaining, Shortage};
-use crate::types::BlockerKind;
+use crate::db::{Remaining, Shortage};
 
 /// How long nothing is said again of what keeps records waiting.
 const COMPLAINT_PAUSE: Duration = Duration::from_secs(10);
@@ -19,7 +18,7 @@ enum Look {
     Done(Remaining),
     OthersWork,
     Swept(u64),
-    NotYet { remaining: Remaining, blockers: Vec<Blocker> },
+    NotYet(Remaining),
 }
 
 impl Supervisor {
@@ -69,9 +68,7 @@ impl Supervisor {
             } else if remaining.behind_cursor > 0 {
                 store.sweep(ring).map(Look::Swept)
             } else {
-                let mut blockers = store.blockers()?;
-                blockers.retain(|blocker| blocker.kind != BlockerKind::Snapshot);
-                Ok(Look::NotYet { remaining, blockers })
+                Ok(Look::NotYet(remaining))
             }
         });
         context.spawn(look.into_actor(self).map(move |look, actor, context| {
@@ -86,14 +83,14 @@ impl Supervisor {
 
     fn act_on(&mut self, look: Look, shortage: Shortage, context: &mut Context<Self>) {
         self.stations.troubles.clear(Place::CheckOut);
-        if !matches!(look, Look::NotYet { .. }) {
+        if !matches!(look, Look::NotYet(_)) {
             self.stations.troubles.clear(Place::Waiting);
         }
         match look {
             Look::Done(remaining) if self.settings.until_done => {
                 self.finish(Finished::Done(remaining));
             }
-            Look::NotYet { remaining, .. }
+            Look::NotYet(remaining)
                 if self.settings.until_done && shortage == Shortage::NoActiveKey =>
             {
                 self.finish(Finished::NoActiveKey(remaining));
@@ -104,37 +101,25 @@ impl Supervisor {
                 self.quiet = false;
                 self.pump(context);
             }
-            Look::NotYet { remaining, blockers } => {
-                self.complain(&remaining, &blockers, shortage);
+            Look::NotYet(remaining) => {
+                self.complain(&remaining, shortage);
                 self.rest(context);
             }
             Look::Done(_) | Look::Swept(_) | Look::OthersWork => self.rest(context),
         }
     }
 
-    /// Says what keeps records waiting: at once, and then now and again.
-    fn complain(&mut self, remaining: &Remaining, blockers: &[Blocker], shortage: Shortage) {
+    /// Says that no key keeps records waiting: at once, and then now and again. Transactions that do
+    /// are told with the node's reports.
+    fn complain(&mut self, remaining: &Remaining, shortage: Shortage) {
+        if shortage != Shortage::NoActiveKey {
+            return self.stations.troubles.clear(Place::Waiting);
+        }
+        self.stations.troubles.set(Place::Waiting, "the ring has no active key".to_owned());
         let now = self.stations.clock.now();
-        let no_key = shortage == Shortage::NoActiveKey;
-        let has_cause = no_key || !blockers.is_empty();
-        match (no_key, blockers.first()) {
-            (true, _) => self.wait_for("the ring has no active key".to_owned()),
-            (false, Some(blocker)) => self.wait_for(blocker.to_string()),
-            (false, None) => self.stations.troubles.clear(Place::Waiting),
-        }
-        if !has_cause || self.next_complaint.is_some_and(|next| now < next) {
-            return;
-        }
-        self.next_complaint = Some(now + COMPLAINT_PAUSE);
-        if no_key {
+        if self.next_complaint.is_none_or(|next| now >= next) {
+            self.next_complaint = Some(now + COMPLAINT_PAUSE);
             tracing::warn!(unsigned = remaining.unsigned, "the ring has no active key");
         }
-        for blocker in blockers {
-            tracing::warn!(unsigned = remaining.unsigned, "{blocker}");
-        }
-    }
-
-    fn wait_for(&self, what: String) {
-        self.stations.troubles.set(Place::Waiting, what);
     }
 }

@@ -11,8 +11,11 @@ use crate::actors::troubles::Place;
 use crate::db::{Blocker, NodeReport};
 use crate::types::{BlockerKind, NodeState};
 
-/// How long nothing is said again of an old snapshot.
-const COMPLAINT_PAUSE: Duration = Duration::from_secs(60);
+/// The longest pause between two reports.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// How long nothing is said again of others' transactions.
+const COMPLAINT_PAUSE: Duration = Duration::from_secs(10);
 
 impl From<State> for NodeState {
     fn from(state: State) -> Self {
@@ -25,18 +28,27 @@ impl From<State> for NodeState {
 }
 
 impl Supervisor {
-    /// Reports now, and again after a third of a lease.
+    /// Reports now, and again after a third of a lease or less.
     pub(super) fn report_for_ever(&mut self, context: &mut Context<Self>) {
         let store = Arc::clone(&self.store);
-        let look = off_thread(move || store.blockers());
+        let ring = self.settings.ring;
+        let look = off_thread(move || {
+            let mut blockers = store.blockers()?;
+            // A writer harms nobody as long as nothing waits for it.
+            if !blockers.is_empty() && !store.is_held_back(ring)? {
+                blockers.retain(|blocker| blocker.kind == BlockerKind::Snapshot);
+            }
+            Ok(blockers)
+        });
         context.spawn(look.into_actor(self).map(|blockers, actor, context| {
             // An error here shows where the work is done.
             if let Ok(blockers) = blockers {
-                actor.note_snapshots(&blockers);
+                actor.note_blockers(&blockers);
             }
             actor.report(context);
             // Not by an interval: that would make up for every report that a slow database missed.
-            context.run_later(actor.settings.report.lease / 3, Supervisor::report_for_ever);
+            let pause = LONGEST_PAUSE.min(actor.settings.report.lease / 3);
+            context.run_later(pause, Supervisor::report_for_ever);
         }));
         self.report(context);
     }
@@ -58,17 +70,18 @@ impl Supervisor {
         }));
     }
 
-    /// An old snapshot slows every checkout down, so it is told while the work goes on.
-    fn note_snapshots(&mut self, blockers: &[Blocker]) {
-        let oldest = blockers.iter().find(|blocker| blocker.kind == BlockerKind::Snapshot);
-        let Some(blocker) = oldest else {
-            return self.stations.troubles.clear(Place::Snapshot);
+    /// Says which transactions of others hold the work up: at once, and then now and again.
+    fn note_blockers(&mut self, blockers: &[Blocker]) {
+        let Some(oldest) = blockers.first() else {
+            return self.stations.troubles.clear(Place::Blocker);
         };
-        self.stations.troubles.set(Place::Snapshot, blocker.to_string());
+        self.stations.troubles.set(Place::Blocker, oldest.to_string());
         let now = self.stations.clock.now();
-        if self.next_snapshot_complaint.is_none_or(|next| now >= next) {
-            self.next_snapshot_complaint = Some(now + COMPLAINT_PAUSE);
-            tracing::warn!("{blocker}");
+        if self.next_blocker_complaint.is_none_or(|next| now >= next) {
+            self.next_blocker_complaint = Some(now + COMPLAINT_PAUSE);
+            for blocker in blockers {
+                tracing::warn!("{blocker}");
+            }
         }
     }
 }

@@ -285,6 +285,10 @@ impl Store for FaultyStore {
         self.inner.record_count(ring)
     }
 
+    fn is_held_back(&self, ring: RingId) -> Result<bool, StoreError> {
+        self.inner.is_held_back(ring)
+    }
+
     fn blockers(&self) -> Result<Vec<Blocker>, StoreError> {
         self.inner.blockers()
     }

@@ -41,6 +41,7 @@ fn a_transaction_that_has_written_is_named_whatever_database_it_works_in() {
         let pid = holder.number("SELECT pg_backend_pid()::BIGINT AS value");
         let blocker = the_blocker(&f, &store);
         assert_eq!(blocker.kind, BlockerKind::Writer);
+        assert!(!store.is_held_back(RING).unwrap(), "nothing waits yet");
         assert_eq!(i64::from(blocker.pid), pid);
         assert_eq!(blocker.database, database);
         assert_eq!(blocker.application, "nightly import");
@@ -50,8 +51,10 @@ fn a_transaction_that_has_written_is_named_whatever_database_it_works_in() {
         assert!(told.iter().all(|part| said.contains(part)), "{said}");
         f.run("INSERT INTO records (ring_id, payload) VALUES (1, 'x')");
         assert!(!store.has_work(RING).unwrap(), "the record waits for it");
+        assert!(store.is_held_back(RING).unwrap());
         holder.run("COMMIT");
         f.settle();
+        assert!(!store.is_held_back(RING).unwrap());
         assert!(store.blockers().unwrap().is_empty());
         assert!(store.has_work(RING).unwrap());
         sign_all(&f, &store, RING, 1);

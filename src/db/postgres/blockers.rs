@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
-use diesel::QueryableByName;
 use diesel::pg::PgConnection;
 use diesel::sql_types::{BigInt, Integer, Nullable, Text};
+use diesel::{QueryResult, QueryableByName};
 
-use crate::db::models::word;
+use super::ring_bind;
+use crate::db::models::{FlagRow, word};
 use crate::db::shared::{Session, TxResult};
 use crate::db::{Blocker, StoreError};
+use crate::types::RingId;
 
 /// Oldest first; a snapshot counts when it is `old_snapshot` old.
 ///
@@ -41,6 +43,17 @@ pub(in crate::db) fn blockers(
     );
     let rows = c.rows::<BlockerRow>(&query, &[])?;
     Ok(rows.into_iter().map(Blocker::try_from).collect::<Result<Vec<_>, StoreError>>()?)
+}
+
+/// Whether there is a record behind the cursor that no checkout may take yet.
+pub(super) fn is_held_back(c: &mut PgConnection, ring: RingId) -> QueryResult<bool> {
+    let query = "
+        SELECT EXISTS (SELECT 1 FROM records r
+                       WHERE r.ring_id = g.id AND (r.inserted_xid, r.id) > (g.cursor_xid, g.cursor_id)
+                         AND r.inserted_xid >= pg_snapshot_xmin(pg_current_snapshot())::TEXT::BIGINT
+                                               + chancery_xid_offset()) AS value
+        FROM rings g WHERE g.id = $1";
+    Ok(c.row::<FlagRow>(query, &ring_bind(ring))?.value)
 }
 
 #[derive(QueryableByName)]
