@@ -109,7 +109,8 @@ impl From<SignFailure> for Failure {
 
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
-        Failure::Batch(error.to_string())
+        let reason = error.to_string();
+        if error.is_of_the_work() { Failure::Batch(reason) } else { Failure::Node(reason) }
     }
 }
 

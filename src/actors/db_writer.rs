@@ -178,15 +178,12 @@ impl Settled {
     fn fail(&mut self, batch: &SignedBatch, error: StoreError) {
         let KeyUse { ring, fence, batch, key } = batch.key_use;
         let reason = error.to_string();
-        let reply = match error {
-            StoreError::Refused(_) | StoreError::Database(_) => {
-                tracing::error!(%ring, %fence, %batch, %key, reason, "the database refused a batch");
-                StoreReply::Refused(reason)
-            }
-            _ => {
-                tracing::error!(%ring, %fence, %batch, %key, reason, "could not store a batch");
-                StoreReply::Unsettled(reason)
-            }
+        let reply = if error.is_of_the_work() {
+            tracing::error!(%ring, %fence, %batch, %key, reason, "the database refused a batch");
+            StoreReply::Refused(reason)
+        } else {
+            tracing::error!(%ring, %fence, %batch, %key, reason, "could not store a batch");
+            StoreReply::Unsettled(reason)
         };
         self.replies.push((reply, 0));
     }

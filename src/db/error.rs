@@ -18,6 +18,21 @@ pub enum StoreError {
     /// The database has no room or its storage fails; the transaction did not happen.
     #[error("the database's storage fails: {0}")]
     Storage(String),
+    /// The database takes no writes, until it is promoted or its setting is changed.
+    #[error(
+        "the database takes no writes: {0} (it is a standby that has not been promoted, or \
+         default_transaction_read_only is on)"
+    )]
+    Standby(String),
+    /// The database's file takes no writes.
+    #[error("the database's file takes no writes: {0}")]
+    ReadOnly(String),
+    /// The database's file does not hold what it should.
+    #[error(
+        "the database's file is damaged: {0}; stop every process that uses it, keep a copy of it, \
+         and restore it from a backup"
+    )]
+    Damaged(String),
     /// The database cannot be used as it was named.
     #[error("{0}")]
     Connect(String),
@@ -77,7 +92,20 @@ impl StoreError {
     /// Whether the same call may succeed later without anybody's doing.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
-        matches!(self, StoreError::Unavailable(_) | StoreError::Busy(_) | StoreError::Storage(_))
+        matches!(
+            self,
+            StoreError::Unavailable(_)
+                | StoreError::Busy(_)
+                | StoreError::Storage(_)
+                | StoreError::Standby(_)
+        )
+    }
+
+    /// Whether the database's say was about the work that it was given, and not about itself: the
+    /// batch is to blame.
+    #[must_use]
+    pub fn is_of_the_work(&self) -> bool {
+        matches!(self, StoreError::Refused(_) | StoreError::Database(_))
     }
 }
 
@@ -120,13 +148,19 @@ mod tests {
     #[test]
     fn what_may_pass_by_itself_is_tried_again_and_a_refusal_is_not() {
         let why = || "why".to_owned();
-        for passing in
-            [StoreError::Unavailable(why()), StoreError::Busy(why()), StoreError::Storage(why())]
-        {
+        for passing in [
+            StoreError::Unavailable(why()),
+            StoreError::Busy(why()),
+            StoreError::Storage(why()),
+            StoreError::Standby(why()),
+        ] {
             assert!(passing.is_retryable(), "{passing}");
+            assert!(!passing.is_of_the_work(), "{passing}");
         }
         for lasting in [
             StoreError::Connect(why()),
+            StoreError::ReadOnly(why()),
+            StoreError::Damaged(why()),
             StoreError::Database(why()),
             StoreError::Refused(Refusal::DoubleSign(why())),
             StoreError::RolledBack { ring: RingId(1), seen: Tick(2), now: Tick(1) },

@@ -3,12 +3,12 @@
 //! `migrations/postgres` and `migrations/sqlite` have the same versions, one to one.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 
 use diesel::Connection;
 use diesel::connection::SimpleConnection;
 use diesel::pg::{Pg, PgConnection};
-use diesel::sqlite::{Sqlite, SqliteConnection};
+use diesel::result::DatabaseErrorKind;
+use diesel::sqlite::Sqlite;
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
 use super::models::{FlagRow, TextRow};
@@ -18,6 +18,9 @@ use crate::config::DatabaseUrl;
 
 const POSTGRES: EmbeddedMigrations = embed_migrations!("migrations/postgres");
 const SQLITE: EmbeddedMigrations = embed_migrations!("migrations/sqlite");
+
+/// What a connection that makes or checks an SQLite schema sets.
+const SQLITE_SETTINGS: &str = "PRAGMA busy_timeout = 10000";
 
 /// Why the schema does not fit this program.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -64,8 +67,8 @@ pub fn migrate(url: &DatabaseUrl, runtime_role: Option<&str>) -> Result<Vec<Stri
     match url {
         DatabaseUrl::Postgres { url } => migrate_postgres(url, runtime_role),
         DatabaseUrl::Sqlite { path } => {
-            let mut connection = open_sqlite(path)?;
-            connection.batch_execute("PRAGMA journal_mode = WAL").map_err(sqlite::classify)?;
+            let wal = format!("{SQLITE_SETTINGS}; PRAGMA journal_mode = WAL");
+            let mut connection = sqlite::open_file(path, &wal)?;
             let known = versions::<Sqlite>(&SQLITE)?;
             if check_not_newer(&mut connection, &known)?.len() == known.len() {
                 return Ok(Vec::new());
@@ -73,7 +76,7 @@ pub fn migrate(url: &DatabaseUrl, runtime_role: Option<&str>) -> Result<Vec<Stri
             // Another process may be at it just now: who comes second looks again.
             let applied = connection.immediate_transaction(|connection| -> TxResult<_> {
                 check_not_newer(connection, &known)?;
-                Ok(run::<Sqlite>(connection, SQLITE)?)
+                Ok(run::<Sqlite, _>(connection, SQLITE)?)
             });
             applied.map_err(|error| match error {
                 TxError::Store(error) => error,
@@ -84,7 +87,7 @@ pub fn migrate(url: &DatabaseUrl, runtime_role: Option<&str>) -> Result<Vec<Stri
 }
 
 fn migrate_postgres(url: &str, runtime_role: Option<&str>) -> Result<Vec<String>, StoreError> {
-    let mut connection = PgConnection::establish(url).map_err(postgres::connect_error)?;
+    let mut connection = postgres::connect(url)?;
     // Not "chancery/...": a long migration must not look like a node's forgotten transaction. The
     // advisory lock makes one of several migrating processes wait; it ends with the session.
     connection
@@ -92,9 +95,9 @@ fn migrate_postgres(url: &str, runtime_role: Option<&str>) -> Result<Vec<String>
             "SET application_name = 'chancery-migrate'; SET client_min_messages = warning;
              SELECT pg_advisory_lock(hashtext('chancery migrations'))",
         )
-        .map_err(failed)?;
+        .map_err(postgres::classify)?;
     check_not_newer(&mut connection, &versions::<Pg>(&POSTGRES)?)?;
-    let applied = run::<Pg>(&mut connection, POSTGRES)?;
+    let applied = run::<Pg, _>(&mut connection, POSTGRES)?;
     if !is_of_this_cluster(&mut connection)? {
         let offset = shift_transaction_ids(&mut connection)?;
         tracing::warn!(
@@ -103,7 +106,7 @@ fn migrate_postgres(url: &str, runtime_role: Option<&str>) -> Result<Vec<String>
         );
     }
     if let Some(role) = runtime_role {
-        connection.batch_execute(&grants(role)).map_err(failed)?;
+        connection.batch_execute(&grants(role)).map_err(postgres::classify)?;
     }
     Ok(applied)
 }
@@ -112,7 +115,7 @@ fn migrate_postgres(url: &str, runtime_role: Option<&str>) -> Result<Vec<String>
 fn is_of_this_cluster(connection: &mut PgConnection) -> Result<bool, StoreError> {
     let query = "SELECT i.system_identifier = c.system_identifier::TEXT AS value
                  FROM database_identity i, pg_control_system() c";
-    Ok(connection.row::<FlagRow>(query, &[]).map_err(failed)?.value)
+    Ok(connection.row::<FlagRow>(query, &[]).map_err(postgres::classify)?.value)
 }
 
 /// Adopts a restored database: from now on every stored transaction id is this cluster's plus an
@@ -138,11 +141,13 @@ fn shift_transaction_ids(connection: &mut PgConnection) -> Result<i64, StoreErro
             ))?;
             Ok(offset)
         })
-        .map_err(failed)
+        .map_err(postgres::classify)
 }
 
-/// The rights of the role that signs: everything but changing what is append-only.
+/// The rights of the role that signs: everything but changing what is append-only. And English
+/// messages from the server, by which a node tells its errors apart, where the owner may give that.
 fn grants(role: &str) -> String {
+    let literal = format!("'{}'", role.replace('\'', "''"));
     let role = format!("\"{}\"", role.replace('"', "\"\""));
     format!(
         "GRANT USAGE ON SCHEMA public TO {role};
@@ -150,7 +155,12 @@ fn grants(role: &str) -> String {
          GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {role};
          GRANT INSERT ON keks, keys, records, batches, key_uses, key_events, signatures TO {role};
          GRANT UPDATE ON rings, keys, records, batches, key_uses TO {role};
-         GRANT INSERT, UPDATE, DELETE ON nodes TO {role};"
+         GRANT INSERT, UPDATE, DELETE ON nodes TO {role};
+         DO $chancery$ BEGIN
+             EXECUTE format('ALTER ROLE %I IN DATABASE %I SET lc_messages = %L',
+                            {literal}, current_database(), 'C');
+         EXCEPTION WHEN insufficient_privilege THEN NULL;
+         END $chancery$;"
     )
 }
 
@@ -161,7 +171,7 @@ fn grants(role: &str) -> String {
 pub fn check(url: &DatabaseUrl) -> Result<(), StoreError> {
     match url {
         DatabaseUrl::Postgres { url } => {
-            let mut connection = PgConnection::establish(url).map_err(postgres::connect_error)?;
+            let mut connection = postgres::connect(url)?;
             check_current(&mut connection, &versions::<Pg>(&POSTGRES)?)?;
             if is_of_this_cluster(&mut connection)? {
                 Ok(())
@@ -170,7 +180,8 @@ pub fn check(url: &DatabaseUrl) -> Result<(), StoreError> {
             }
         }
         DatabaseUrl::Sqlite { path } => {
-            check_current(&mut open_sqlite(path)?, &versions::<Sqlite>(&SQLITE)?)
+            let mut connection = sqlite::open_file(path, SQLITE_SETTINGS)?;
+            check_current(&mut connection, &versions::<Sqlite>(&SQLITE)?)
         }
     }
 }
@@ -192,12 +203,12 @@ fn versions<DB: diesel::backend::Backend>(
 
 /// The versions that a database has. Reads only: the runtime role may make no table.
 fn applied<S: Session>(session: &mut S) -> Result<BTreeSet<String>, StoreError> {
-    let has_table = session.row::<FlagRow>(S::HAS_VERSIONS, &[]).map_err(failed)?.value;
+    let has_table = session.row::<FlagRow>(S::HAS_VERSIONS, &[]).map_err(S::classify)?.value;
     if !has_table {
         return Ok(BTreeSet::new());
     }
     let query = "SELECT version AS value FROM __diesel_schema_migrations";
-    let rows = session.rows::<TextRow>(query, &[]).map_err(failed)?;
+    let rows = session.rows::<TextRow>(query, &[]).map_err(S::classify)?;
     Ok(rows.into_iter().map(|row| row.value).collect())
 }
 
@@ -225,24 +236,14 @@ fn check_current<S: Session>(session: &mut S, known: &BTreeSet<String>) -> Resul
     Err(SchemaError::Older { found: applied.last().cloned(), needed }.into())
 }
 
-fn run<DB: diesel::backend::Backend>(
-    connection: &mut impl MigrationHarness<DB>,
+fn run<DB: diesel::backend::Backend, S: Session + MigrationHarness<DB>>(
+    connection: &mut S,
     source: EmbeddedMigrations,
 ) -> Result<Vec<String>, StoreError> {
-    let applied = connection
-        .run_pending_migrations(source)
-        .map_err(|error| StoreError::Database(error.to_string()))?;
+    let applied = connection.run_pending_migrations(source).map_err(|error| {
+        // It has lost its kind on the way, and its words tell enough.
+        let message = Box::new(error.to_string());
+        S::classify(diesel::result::Error::DatabaseError(DatabaseErrorKind::Unknown, message))
+    })?;
     Ok(applied.iter().map(ToString::to_string).collect())
-}
-
-/// Waiting does not help here: a file that SQLite cannot open stays so.
-fn open_sqlite(path: &Path) -> Result<SqliteConnection, StoreError> {
-    let mut connection = SqliteConnection::establish(&path.to_string_lossy())
-        .map_err(|error| StoreError::Connect(error.to_string()))?;
-    connection.batch_execute("PRAGMA busy_timeout = 10000").map_err(sqlite::classify)?;
-    Ok(connection)
-}
-
-fn failed(error: diesel::result::Error) -> StoreError {
-    StoreError::Database(error.to_string())
 }

@@ -1,10 +1,13 @@
-//! [`Store`] on PostgreSQL: connections, the one transaction runner, and errors told apart.
+//! [`Store`] on PostgreSQL: the one transaction runner, and what it runs.
 //!
-//! The protocol's own transactions stand in `protocol.rs`, the intake in `intake.rs`.
+//! The protocol's own transactions stand in `protocol.rs`, the intake in `intake.rs`, connections in
+//! `pool.rs` and what their errors mean in `errors.rs`.
 
 pub(super) mod blockers;
 mod endings;
+mod errors;
 mod intake;
+mod pool;
 mod protocol;
 
 use std::time::Duration;
@@ -12,8 +15,11 @@ use std::time::Duration;
 use diesel::Connection;
 use diesel::connection::SimpleConnection;
 use diesel::pg::PgConnection;
-use diesel::r2d2::{ConnectionManager, CustomizeConnection, Pool, PooledConnection};
-use diesel::result::{ConnectionError, DatabaseErrorKind, Error as DieselError};
+
+pub(super) use errors::classify;
+pub(super) use pool::connect;
+
+use pool::Pool;
 
 use super::models::TextRow;
 use super::seen::SeenTicks;
@@ -21,8 +27,8 @@ use super::shared::{self, Bind, Session, TxError, TxResult};
 use super::{
     Batch, BatchKey, Blocker, CheckOut, CheckedOut, GiveUp, Inserted, KekCheck, Key, MakeKeyError,
     Membership, NewKey, NewRecord, Node, NodeReport, OpenUse, Progress, ReclaimScope, Reclaimed,
-    Refusal, Remaining, Ring, SealedKeyRow, SignedBatch, SignedRecord, SigningLock, Store,
-    StoreError, StoreOptions, StoreOutcome,
+    Remaining, Ring, SealedKeyRow, SignedBatch, SignedRecord, SigningLock, Store, StoreError,
+    StoreOptions, StoreOutcome,
 };
 use super::{keys, nodes};
 use crate::failpoint;
@@ -40,7 +46,7 @@ const OLD_SNAPSHOT: Duration = Duration::from_secs(60);
 
 /// The store on PostgreSQL. Any number of nodes may share one database.
 pub struct PgStore {
-    pool: Pool<ConnectionManager<PgConnection>>,
+    pool: Pool,
     node: NodeId,
     lease: Duration,
     max_attempts: i32,
@@ -54,17 +60,8 @@ impl PgStore {
     /// [`StoreError::Unavailable`] while the server cannot be reached or is starting,
     /// [`StoreError::Connect`] if it refuses this user or has no such database.
     pub fn open(url: &str, options: &StoreOptions) -> Result<Self, StoreError> {
-        let url = with_keepalives(url);
-        // One connection by hand: its error says why, where the pool's would only say "timed out".
-        PgConnection::establish(&url).map_err(connect_error)?;
-        let pool = Pool::builder()
-            .max_size(options.pool_size.max(2))
-            .min_idle(Some(0))
-            .test_on_check_out(true)
-            .connection_timeout(Duration::from_secs(5))
-            .error_handler(Box::new(diesel::r2d2::NopErrorHandler))
-            .connection_customizer(Box::new(SessionSettings::new(&options.node, options.lease)))
-            .build_unchecked(ConnectionManager::new(url));
+        let pool = Pool::new(url, options);
+        pool.connection()?;
         Ok(PgStore {
             pool,
             node: options.node.clone(),
@@ -72,10 +69,6 @@ impl PgStore {
             max_attempts: i32::try_from(options.max_attempts).unwrap_or(i32::MAX),
             seen: SeenTicks::default(),
         })
-    }
-
-    fn connection(&self) -> Result<PooledConnection<ConnectionManager<PgConnection>>, StoreError> {
-        self.pool.get().map_err(|error| StoreError::Unavailable(one_line(&error.to_string())))
     }
 
     /// Runs a transaction, again where it only gave way to another one (a deadlock, a lock
@@ -93,7 +86,7 @@ impl PgStore {
         };
         let mut attempt = 1;
         loop {
-            let mut connection = self.connection()?;
+            let mut connection = self.pool.connection()?;
             let error = match PgConnection::transaction(&mut connection, &mut steps) {
                 Ok(value) => return shared::committed(step, value),
                 Err(TxError::Store(error)) => return Err(error),
@@ -111,146 +104,12 @@ impl PgStore {
         &self,
         body: impl FnOnce(&mut PgConnection) -> TxResult<T>,
     ) -> Result<T, StoreError> {
-        let mut connection = self.connection()?;
+        let mut connection = self.pool.connection()?;
         body(&mut connection).map_err(|error| match error {
             TxError::Store(error) => error,
             TxError::Diesel(error) => classify(error),
         })
     }
-}
-
-/// What each session sets for itself, whatever the server's or the role's defaults.
-#[derive(Debug)]
-struct SessionSettings {
-    statements: String,
-}
-
-impl SessionSettings {
-    fn new(node: &NodeId, lease: Duration) -> Self {
-        // PostgreSQL cuts application names at 63 bytes; a quote would end the literal.
-        let application: String =
-            format!("chancery/{node}").replace(['\'', '\\'], "_").chars().take(63).collect();
-        let lock_timeout_ms = lease.as_millis() / 2;
-        let idle_timeout_ms = lease.as_millis() * 3 / 4;
-        SessionSettings {
-            statements: format!(
-                "SET application_name = '{application}';
-                 SET default_transaction_isolation = 'read committed';
-                 SET lock_timeout = {lock_timeout_ms};
-                 SET idle_in_transaction_session_timeout = {idle_timeout_ms};
-                 SET tcp_keepalives_idle = 10;
-                 SET tcp_keepalives_interval = 5;
-                 SET tcp_keepalives_count = 3;
-                 SET timezone = 'UTC';
-                 SELECT set_config('synchronous_commit', 'on', false)
-                 WHERE current_setting('synchronous_commit') IN ('off', 'local')"
-            ),
-        }
-    }
-}
-
-impl CustomizeConnection<PgConnection, diesel::r2d2::Error> for SessionSettings {
-    fn on_acquire(&self, connection: &mut PgConnection) -> Result<(), diesel::r2d2::Error> {
-        connection.batch_execute(&self.statements).map_err(diesel::r2d2::Error::QueryError)
-    }
-}
-
-/// Adds the client's half of the keepalives, so that a server that vanished is noticed.
-fn with_keepalives(url: &str) -> String {
-    let separator = if url.contains('?') { '&' } else { '?' };
-    let settings = [
-        ("connect_timeout", "connect_timeout=5"),
-        ("keepalives_idle", "keepalives_idle=10&keepalives_interval=5&keepalives_count=3"),
-        ("tcp_user_timeout", "tcp_user_timeout=20000"),
-    ];
-    let missing: Vec<&str> =
-        settings.iter().filter(|(name, _)| !url.contains(name)).map(|(_, text)| *text).collect();
-    if missing.is_empty() {
-        url.to_owned()
-    } else {
-        format!("{url}{separator}{}", missing.join("&"))
-    }
-}
-
-/// Phrases of PostgreSQL and libpq for what time alone does not heal.
-const HOPELESS: [&str; 8] = [
-    "password authentication failed",
-    "authentication failed",
-    "no password supplied",
-    "no pg_hba.conf entry",
-    "does not exist",
-    "permission denied",
-    "invalid connection option",
-    "invalid URI",
-];
-
-pub(super) fn connect_error(error: diesel::ConnectionError) -> StoreError {
-    match error {
-        ConnectionError::BadConnection(message) => {
-            let message = one_line(&message);
-            if HOPELESS.iter().any(|phrase| message.contains(phrase)) {
-                StoreError::Connect(message)
-            } else {
-                StoreError::Unavailable(message)
-            }
-        }
-        other => StoreError::Connect(one_line(&other.to_string())),
-    }
-}
-
-fn classify(error: DieselError) -> StoreError {
-    let DieselError::DatabaseError(kind, info) = &error else {
-        return match error {
-            DieselError::BrokenTransactionManager => {
-                StoreError::Unavailable("the connection broke inside a transaction".to_owned())
-            }
-            DieselError::RollbackErrorOnCommit { commit_error, .. } => classify(*commit_error),
-            other => StoreError::Database(one_line(&other.to_string())),
-        };
-    };
-    let message = one_line(info.message());
-    match kind {
-        DatabaseErrorKind::ClosedConnection | DatabaseErrorKind::UnableToSendCommand => {
-            StoreError::Unavailable(message)
-        }
-        DatabaseErrorKind::SerializationFailure => StoreError::Busy(message),
-        DatabaseErrorKind::ReadOnlyTransaction => {
-            StoreError::Unavailable(format!("{message} (is it a standby, or still in recovery?)"))
-        }
-        DatabaseErrorKind::UniqueViolation if info.table_name() == Some("signatures") => {
-            let detail = info.details().map_or(message, one_line);
-            StoreError::Refused(Refusal::DoubleSign(detail))
-        }
-        DatabaseErrorKind::UniqueViolation | DatabaseErrorKind::CheckViolation => {
-            StoreError::Refused(Refusal::Constraint(message))
-        }
-        _ if ["deadlock detected", "lock timeout"].iter().any(|p| message.contains(p)) => {
-            StoreError::Busy(message)
-        }
-        _ if ["No space left", "could not extend file", "could not write", "could not fsync"]
-            .iter()
-            .any(|phrase| message.contains(phrase)) =>
-        {
-            StoreError::Storage(message)
-        }
-        _ if [
-            "terminating connection",
-            "the database system is",
-            "server closed the connection",
-            "connection to server",
-            "idle-in-transaction timeout",
-        ]
-        .iter()
-        .any(|phrase| message.contains(phrase)) =>
-        {
-            StoreError::Unavailable(message)
-        }
-        _ => StoreError::Database(message),
-    }
-}
-
-fn one_line(message: &str) -> String {
-    message.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// The current transaction's place in the order of records.

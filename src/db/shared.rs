@@ -93,6 +93,9 @@ pub(super) trait Session {
     /// The instant at which a statement runs, by the database's clock, as an SQL expression.
     const NOW: &'static str;
 
+    /// What the database's error means.
+    fn classify(error: diesel::result::Error) -> StoreError;
+
     /// The instant `column` in microseconds since 1970, as an SQL expression.
     fn micros(column: &str) -> String;
 
@@ -114,12 +117,16 @@ pub(super) trait Session {
 }
 
 macro_rules! session {
-    ($connection:ty, $backend:ty, $now:literal, $micros:literal, $has_versions:literal, $next_key_id:literal, $search_page:expr) => {
+    ($connection:ty, $backend:ty, $classify:path, $now:literal, $micros:literal, $has_versions:literal, $next_key_id:literal, $search_page:expr) => {
         impl Session for $connection {
             const HAS_VERSIONS: &'static str = $has_versions;
             const NEXT_KEY_ID: &'static str = $next_key_id;
             const SEARCH_PAGE: Option<i64> = $search_page;
             const NOW: &'static str = $now;
+
+            fn classify(error: diesel::result::Error) -> StoreError {
+                $classify(error)
+            }
 
             fn micros(column: &str) -> String {
                 format!($micros, column)
@@ -156,6 +163,7 @@ macro_rules! bound {
 session!(
     PgConnection,
     Pg,
+    super::postgres::classify,
     "clock_timestamp()",
     "(extract(epoch FROM {}) * 1000000)::BIGINT",
     "SELECT to_regclass('__diesel_schema_migrations') IS NOT NULL AS value",
@@ -166,6 +174,7 @@ session!(
 session!(
     SqliteConnection,
     Sqlite,
+    super::sqlite::classify,
     "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')",
     "CAST(round(unixepoch({}, 'subsec') * 1000) AS INTEGER) * 1000",
     "SELECT count(*) > 0 AS value FROM sqlite_master WHERE name = '__diesel_schema_migrations'",

@@ -4,20 +4,21 @@
 //! first and then writes would fail with "database is locked" whatever the busy timeout says. The
 //! protocol's own transactions stand in `protocol.rs`.
 
+mod file;
 mod intake;
 mod lock;
 mod protocol;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use diesel::Connection;
+use diesel::QueryResult;
 use diesel::connection::SimpleConnection;
 use diesel::r2d2::{ConnectionManager, CustomizeConnection, Pool};
-use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use diesel::sqlite::SqliteConnection;
 
+pub(super) use file::{classify, open as open_file};
 pub use lock::{HeldSigningLock, SigningLock};
 
 use super::models::TextRow;
@@ -26,8 +27,8 @@ use super::shared::{self, Session, TxError, TxResult};
 use super::{
     Batch, BatchKey, Blocker, CheckOut, CheckedOut, GiveUp, Inserted, KekCheck, Key, MakeKeyError,
     Membership, NewKey, NewRecord, Node, NodeReport, OpenUse, Progress, ReclaimScope, Reclaimed,
-    Refusal, Remaining, Ring, SealedKeyRow, SignedBatch, SignedRecord, Store, StoreError,
-    StoreOptions, StoreOutcome,
+    Remaining, Ring, SealedKeyRow, SignedBatch, SignedRecord, Store, StoreError, StoreOptions,
+    StoreOutcome,
 };
 use super::{keys, nodes};
 use crate::failpoint;
@@ -46,6 +47,10 @@ const BUSY_ATTEMPTS: u32 = 3;
 /// The store on SQLite. One process at a time signs; others may read and insert.
 pub struct SqliteStore {
     path: PathBuf,
+    /// Which file it was when it was opened.
+    identity: Option<(u64, u64)>,
+    /// What was found damaged: nothing more is read or written then.
+    damage: OnceLock<String>,
     /// In this process, writers queue here rather than at SQLite's own lock, which is polled.
     writer: Mutex<SqliteConnection>,
     readers: Pool<ConnectionManager<SqliteConnection>>,
@@ -59,17 +64,11 @@ impl SqliteStore {
     /// Opens the database file at `path`, and makes it if it is not there.
     ///
     /// # Errors
-    /// [`StoreError::Connect`] if the file cannot be opened or is no SQLite database.
+    /// [`StoreError::Connect`], [`StoreError::ReadOnly`] or [`StoreError::Damaged`], which name the
+    /// file; [`StoreError::Storage`] and [`StoreError::Busy`], which may pass.
     pub fn open(path: &Path, options: &StoreOptions) -> Result<Self, StoreError> {
-        let name = path.to_str().ok_or_else(|| {
-            StoreError::Connect(format!("{}: the path is not UTF-8", path.display()))
-        })?;
-        let failed = |message: String| {
-            StoreError::Connect(format!("cannot open {}: {message}", path.display()))
-        };
-        let mut writer =
-            SqliteConnection::establish(name).map_err(|error| failed(error.to_string()))?;
-        writer.batch_execute(&settings()).map_err(|error| failed(error.to_string()))?;
+        let writer = open_file(path, &settings())?;
+        let name = path.to_string_lossy();
         let readers = Pool::builder()
             .max_size(options.pool_size.max(1))
             .min_idle(Some(0))
@@ -80,6 +79,8 @@ impl SqliteStore {
             .build_unchecked(ConnectionManager::new(name));
         Ok(SqliteStore {
             path: path.to_owned(),
+            identity: file::identity(path),
+            damage: OnceLock::new(),
             writer: Mutex::new(writer),
             readers,
             node: options.node.clone(),
@@ -102,11 +103,11 @@ impl SqliteStore {
         };
         let mut attempt = 1;
         loop {
+            self.check_file()?;
             let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-            let error = match writer.immediate_transaction(&mut steps) {
+            let error = match transaction(&mut writer, &mut steps) {
                 Ok(value) => return shared::committed(step, value),
-                Err(TxError::Store(error)) => return Err(error),
-                Err(TxError::Diesel(error)) => classify(error),
+                Err(error) => self.note(error),
             };
             drop(writer);
             if !matches!(error, StoreError::Busy(_)) || attempt == BUSY_ATTEMPTS {
@@ -120,12 +121,73 @@ impl SqliteStore {
         &self,
         body: impl FnOnce(&mut SqliteConnection) -> TxResult<T>,
     ) -> Result<T, StoreError> {
+        self.check_file()?;
         let mut reader =
             self.readers.get().map_err(|error| StoreError::Unavailable(error.to_string()))?;
-        body(&mut reader).map_err(|error| match error {
+        body(&mut reader).map_err(|error| self.note(error))
+    }
+
+    /// Refuses to go on with a file that is damaged, or that nobody else sees any more: what a
+    /// process writes to a deleted file vanishes with it.
+    fn check_file(&self) -> Result<(), StoreError> {
+        if let Some(damage) = self.damage.get() {
+            return Err(StoreError::Damaged(damage.clone()));
+        }
+        if self.identity == file::identity(&self.path) {
+            return Ok(());
+        }
+        Err(StoreError::Connect(format!(
+            "{} is not the file any more that this process opened: it was deleted, moved or replaced",
+            self.path.display()
+        )))
+    }
+
+    /// What an error means, and for good if it is damage.
+    fn note(&self, error: TxError) -> StoreError {
+        match error {
             TxError::Store(error) => error,
-            TxError::Diesel(error) => classify(error),
-        })
+            TxError::Diesel(error) => match classify(error) {
+                StoreError::Damaged(message) => {
+                    let damage = format!("{}: {message}", self.path.display());
+                    StoreError::Damaged(self.damage.get_or_init(|| damage).clone())
+                }
+                StoreError::ReadOnly(message) => StoreError::ReadOnly(
+                    file::read_only(&self.path)
+                        .unwrap_or_else(|| format!("{}: {message}", self.path.display())),
+                ),
+                other => other,
+            },
+        }
+    }
+}
+
+/// Not diesel's: SQLite ends a transaction by itself on some errors (a full disk, a failing one).
+/// diesel takes the ROLLBACK that then fails for the error, and the connection for broken for ever.
+fn transaction<T>(
+    connection: &mut SqliteConnection,
+    body: impl FnOnce(&mut SqliteConnection) -> TxResult<T>,
+) -> TxResult<T> {
+    begin(connection)?;
+    let done = body(connection).and_then(|value| {
+        connection.batch_execute("COMMIT")?;
+        Ok(value)
+    });
+    if done.is_err() {
+        // It fails if SQLite has done so itself. Whatever else is left of it, the next `begin` ends.
+        let _ = connection.batch_execute("ROLLBACK");
+    }
+    done
+}
+
+fn begin(connection: &mut SqliteConnection) -> QueryResult<()> {
+    let begun = connection.batch_execute("BEGIN IMMEDIATE");
+    match begun {
+        // A panic left one open.
+        Err(error) if error.to_string().contains("within a transaction") => {
+            connection.batch_execute("ROLLBACK")?;
+            connection.batch_execute("BEGIN IMMEDIATE")
+        }
+        begun => begun,
     }
 }
 
@@ -149,26 +211,6 @@ struct ReaderSettings;
 impl CustomizeConnection<SqliteConnection, diesel::r2d2::Error> for ReaderSettings {
     fn on_acquire(&self, connection: &mut SqliteConnection) -> Result<(), diesel::r2d2::Error> {
         connection.batch_execute(&settings()).map_err(diesel::r2d2::Error::QueryError)
-    }
-}
-
-pub(super) fn classify(error: DieselError) -> StoreError {
-    let DieselError::DatabaseError(kind, info) = &error else {
-        return StoreError::Database(error.to_string());
-    };
-    let message = info.message().to_owned();
-    let says = |phrase: &str| message.contains(phrase);
-    match kind {
-        // By the primary key, or by the trigger that refuses a replacement.
-        _ if says("UNIQUE constraint failed: signatures.record_id") => {
-            StoreError::Refused(Refusal::DoubleSign(message))
-        }
-        DatabaseErrorKind::UniqueViolation | DatabaseErrorKind::CheckViolation => {
-            StoreError::Refused(Refusal::Constraint(message))
-        }
-        _ if says("is locked") => StoreError::Busy(message),
-        _ if says("disk is full") || says("disk I/O error") => StoreError::Storage(message),
-        _ => StoreError::Database(message),
     }
 }
 

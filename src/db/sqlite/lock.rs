@@ -51,9 +51,14 @@ impl SigningLock {
             .map_err(failed)?;
         match file.try_lock() {
             Ok(()) => {
-                file.set_len(0).map_err(failed)?;
-                file.seek(SeekFrom::Start(0)).map_err(failed)?;
-                writeln!(file, "{who}").map_err(failed)?;
+                // The name is for people only: a full disk keeps nobody from the lock.
+                let named = file
+                    .set_len(0)
+                    .and_then(|()| file.seek(SeekFrom::Start(0)))
+                    .and_then(|_| writeln!(file, "{who}"));
+                if let Err(error) = named {
+                    tracing::warn!(lock = %self.path.display(), %error, "could not name the holder");
+                }
                 Ok(Ok(HeldSigningLock { _file: file }))
             }
             Err(TryLockError::WouldBlock) => {
