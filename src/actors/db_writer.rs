@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 
 use super::messages::{Observe, Stop, StoreBatch, StoreReply};
 use super::signer::panic_message;
-use super::troubles::{Place, Troubles};
+use super::troubles::{Place, Reminder, Troubles};
 use crate::db::{KeyUse, SignedBatch, Store, StoreError, StoreOutcome};
 use crate::failpoint::reach;
 
@@ -197,6 +197,7 @@ async fn store_until_answered(
     troubles: &Troubles,
 ) -> Result<Vec<StoreOutcome>, StoreError> {
     let mut pause = Duration::from_millis(20);
+    let mut reminder = Reminder::default();
     loop {
         let message = StoreGroup { group: Arc::clone(group), part: part.clone() };
         let error = match workers.send(message).await {
@@ -215,7 +216,9 @@ async fn store_until_answered(
         }
         troubles.set(Place::Store, error.to_string());
         // Whether the commit took effect may be unknown; the repetition settles it.
-        tracing::warn!(%error, batches = part.len(), "could not store, trying again");
+        if reminder.is_due() {
+            tracing::warn!(%error, batches = part.len(), "could not store, trying again");
+        }
         *repeated += 1;
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LONGEST_PAUSE);

@@ -15,7 +15,7 @@ use tokio::sync::Mutex as Turns;
 use super::key_set::{KeySet, KeySetError};
 use super::messages::{CheckOut, Checkout, Granted, Observe, Return, ReturnKey, Stop};
 use super::off_thread;
-use super::troubles::{Place, Troubles};
+use super::troubles::{Place, Reminder, Troubles};
 use crate::clock::{Clock, Deadline};
 use crate::db::{
     self, ClaimedBatch, GiveUp, KeyUse, ReclaimScope, Reclaimed, Shortage, Store, StoreError,
@@ -60,8 +60,22 @@ pub struct KeyManager {
     open: BTreeMap<Fence, OpenCheckout>,
     /// A checkout may have left uses open in the database that are not in `open`.
     lost_track: bool,
+    /// Whether the database is, or was until now, unable to do anybody's work.
+    outage: Outage,
+    failing_reclaims: Reminder,
     troubles: Troubles,
     snapshot: KeyManagerSnapshot,
+}
+
+/// What becomes of expired uses when the database could do no work for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outage {
+    /// There is none: whose lease ran out did not renew it.
+    None,
+    /// It goes on.
+    On,
+    /// It ended, and until then, on the node's clock, everybody has time to renew.
+    Over { until: Duration },
 }
 
 struct OpenCheckout {
@@ -105,6 +119,8 @@ impl KeyManager {
             turns: Arc::default(),
             open: BTreeMap::new(),
             lost_track: false,
+            outage: Outage::None,
+            failing_reclaims: Reminder::default(),
             troubles,
             snapshot,
         }
@@ -162,15 +178,48 @@ impl KeyManager {
     }
 
     /// Ends uses whose nodes did not, soon after their leases.
+    ///
+    /// A lease that runs out while the database can do no work says nothing of its node, and to
+    /// reclaim it would be one of the batch's few attempts. So who has seen an outage renews its own
+    /// uses first, and gives the others time for it.
     fn reclaim_expired(&mut self, context: &mut Context<Self>) {
         let store = Arc::clone(&self.store);
         let ring = self.settings.ring;
-        let reclaim = off_thread(move || store.reclaim(ring, ReclaimScope::Expired));
+        if matches!(self.outage, Outage::Over { until } if self.clock.now() >= until) {
+            self.outage = Outage::None;
+        }
+        let outage = self.outage != Outage::None;
+        let own: Vec<Fence> = self.open.keys().copied().collect();
+        let reclaim = off_thread(move || {
+            if !outage {
+                return store.reclaim(ring, ReclaimScope::Expired);
+            }
+            if own.is_empty() {
+                store.progress(ring)?;
+            } else {
+                store.renew(ring, &own)?;
+            }
+            Ok(Reclaimed::default())
+        });
         context.spawn(reclaim.into_actor(self).map(|reclaimed, actor, context| {
             actor.troubles.note(Place::Reclaim, &reclaimed);
             match reclaimed {
-                Ok(reclaimed) => actor.note_reclaim(&reclaimed),
-                Err(error) => tracing::warn!(%error, "could not reclaim expired key uses"),
+                Ok(reclaimed) => {
+                    if actor.outage == Outage::On {
+                        let until = actor.clock.now() + actor.settings.lease / 2;
+                        actor.outage = Outage::Over { until };
+                    }
+                    actor.failing_reclaims.reset();
+                    actor.note_reclaim(&reclaimed);
+                }
+                Err(error) => {
+                    if error.is_outage() {
+                        actor.outage = Outage::On;
+                    }
+                    if actor.failing_reclaims.is_due() {
+                        tracing::warn!(%error, "could not reclaim expired key uses");
+                    }
+                }
             }
             let pause = RECLAIM_PAUSE.min(actor.settings.lease / 3);
             context.run_later(pause, KeyManager::reclaim_expired);
@@ -188,6 +237,9 @@ impl KeyManager {
                 self.snapshot.renewed += renewed.len() as u64;
             }
             Err(error) => {
+                if error.is_outage() {
+                    self.outage = Outage::On;
+                }
                 self.troubles.set(Place::Housekeeping, error.to_string());
                 tracing::warn!(%error, "could not renew leases");
             }

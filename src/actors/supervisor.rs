@@ -21,7 +21,7 @@ use super::messages::{
 };
 use super::record_loader::RecordLoader;
 use super::signer::Signer;
-use super::troubles::{Place, Troubles};
+use super::troubles::{Place, Reminder, Troubles};
 use crate::clock::Clock;
 use crate::db::{NodeReport, Remaining, Shortage, Store, StoreError};
 use crate::failpoint::reach;
@@ -103,6 +103,7 @@ pub struct Supervisor {
     next_complaint: Option<Duration>,
     /// When others' transactions may be told again, on the node's clock.
     next_blocker_complaint: Option<Duration>,
+    failing_checkouts: Reminder,
     wake_up: Option<SpawnHandle>,
     in_flight: u32,
     drains: Vec<oneshot::Sender<DrainReport>>,
@@ -180,6 +181,7 @@ impl Supervisor {
             next_look: None,
             next_complaint: None,
             next_blocker_complaint: None,
+            failing_checkouts: Reminder::default(),
             wake_up: None,
             in_flight: 0,
             drains: Vec::new(),
@@ -219,6 +221,7 @@ impl Supervisor {
             match reply {
                 Ok(Ok(granted)) => {
                     actor.stations.troubles.clear(Place::CheckOut);
+                    actor.failing_checkouts.reset();
                     if !granted.checkouts.is_empty() {
                         actor.stations.troubles.clear(Place::Waiting);
                     }
@@ -285,7 +288,9 @@ impl Supervisor {
     fn could_not(&mut self, error: StoreError, context: &mut Context<Self>) {
         self.stations.troubles.set(Place::CheckOut, error.to_string());
         if error.is_retryable() {
-            tracing::warn!(%error, "could not check out, trying again");
+            if self.failing_checkouts.is_due() {
+                tracing::warn!(%error, "could not check out, trying again");
+            }
             self.rest(context);
         } else {
             self.fail(error);

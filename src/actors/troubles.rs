@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Where a trouble shows. Each place has one at the most, the last one noticed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,9 +57,42 @@ impl Troubles {
     }
 }
 
+/// How long a trouble that lasts is not told again in the log.
+const REMINDER_PAUSE: Duration = Duration::from_secs(10);
+
+/// Whether a trouble that comes with every attempt is to be told now: at once, then now and again.
+#[derive(Debug, Default)]
+pub(super) struct Reminder(Option<Instant>);
+
+impl Reminder {
+    pub(super) fn is_due(&mut self) -> bool {
+        let due = self.0.is_none_or(|told| told.elapsed() >= REMINDER_PAUSE);
+        if due {
+            self.0 = Some(Instant::now());
+        }
+        due
+    }
+
+    /// It is over: the next one is told at once.
+    pub(super) fn reset(&mut self) {
+        self.0 = None;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_trouble_that_lasts_is_told_at_once_and_not_with_every_attempt() {
+        let mut reminder = Reminder::default();
+        assert!(reminder.is_due());
+        assert!(!reminder.is_due());
+        reminder.reset();
+        assert!(reminder.is_due());
+        reminder.0 = Instant::now().checked_sub(REMINDER_PAUSE);
+        assert!(reminder.is_due());
+    }
 
     #[test]
     fn a_trouble_lasts_until_the_same_work_succeeds() {

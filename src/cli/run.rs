@@ -149,7 +149,10 @@ pub(super) fn sign(
             ring.name,
             output::counted(remaining.unsigned, "unsigned record")
         ),
-        Finished::Failed(error) => return Err(error.into()),
+        Finished::Failed(error) => {
+            let name = &database.name;
+            return Err(anyhow::Error::from(error).context(format!("cannot go on with {name}")));
+        }
     }
     Ok(summary)
 }

@@ -62,7 +62,10 @@ impl Serve {
             node.stop().await;
             tracing::info!(records = done.signed_records, batches = done.stored_batches, "stopped");
             match finished {
-                Finished::Failed(error) => Err(error.into()),
+                Finished::Failed(error) => {
+                    let name = database.name;
+                    Err(anyhow::Error::from(error).context(format!("cannot go on with {name}")))
+                }
                 Finished::Drained(report) if report.left_in_flight > 0 => {
                     let batches = output::counted(report.left_in_flight, "batch");
                     Err(anyhow::anyhow!(

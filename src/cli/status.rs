@@ -22,6 +22,8 @@ struct StatusView {
     database: String,
     server: String,
     schema_version: String,
+    /// What would keep writes from succeeding now.
+    write_trouble: Option<String>,
     rings: Vec<RingView>,
     nodes: Vec<NodeView>,
     open_uses: Vec<UseView>,
@@ -126,6 +128,7 @@ fn look(store: &dyn Store, database: String) -> anyhow::Result<StatusView> {
         database,
         server: store.server_version()?,
         schema_version: migrate::newest_version(),
+        write_trouble: store.write_trouble()?,
         rings,
         nodes: nodes.into_iter().map(NodeView::from).collect(),
         open_uses: open_uses
@@ -192,6 +195,9 @@ fn print(status: &StatusView) -> anyhow::Result<()> {
         "{}  {}, schema {}",
         status.database, status.server, status.schema_version
     ))?;
+    if let Some(trouble) = &status.write_trouble {
+        output::print_line(&format!("\nwrites fail, or may soon: {trouble}"))?;
+    }
     for ring in &status.rings {
         let RecordsView { total, signed, unsigned, quarantined } = ring.records;
         output::print_line(&format!(

@@ -101,6 +101,12 @@ impl StoreError {
         )
     }
 
+    /// Whether the database can do nobody's work, or not for this node, until that has passed.
+    #[must_use]
+    pub fn is_outage(&self) -> bool {
+        self.is_retryable() && !matches!(self, StoreError::Busy(_))
+    }
+
     /// Whether the database's say was about the work that it was given, and not about itself: the
     /// batch is to blame.
     #[must_use]

@@ -129,6 +129,10 @@ pub trait Store: Send + Sync + 'static {
     /// The long transactions that hold Chancery up or may do so, oldest first.
     fn blockers(&self) -> Result<Vec<Blocker>, StoreError>;
 
+    /// What would keep writes from succeeding now, for people: a disk that is full or nearly so, a
+    /// standby, a file that is read-only. `None` if nothing can be seen; it changes nothing.
+    fn write_trouble(&self) -> Result<Option<String>, StoreError>;
+
     // Nodes.
 
     /// Writes down what this node says of itself, for those who look at the database.

@@ -21,7 +21,7 @@ pub(super) use pool::connect;
 
 use pool::Pool;
 
-use super::models::TextRow;
+use super::models::{FlagRow, TextRow};
 use super::seen::SeenTicks;
 use super::shared::{self, Bind, Session, TxError, TxResult};
 use super::{
@@ -205,6 +205,28 @@ impl Store for PgStore {
 
     fn blockers(&self) -> Result<Vec<Blocker>, StoreError> {
         self.read(|c| blockers::blockers(c, OLD_SNAPSHOT))
+    }
+
+    fn write_trouble(&self) -> Result<Option<String>, StoreError> {
+        // Whatever was written could have found room where the next batch finds none. So this makes
+        // the server lay about 10 MB by, more than the largest group needs, in a temporary file on
+        // the disk of its data; it changes no table and no log, and works on a standby too.
+        let probe = "SET LOCAL work_mem = '64kB'; SELECT count(*) FROM generate_series(1, 500000)";
+        let look = self.read(|c| {
+            if c.row::<FlagRow>("SELECT pg_is_in_recovery() AS value", &[])?.value {
+                return Ok(Some("it is a standby that has not been promoted".to_owned()));
+            }
+            let read_only = "SELECT current_setting('transaction_read_only') = 'on' AS value";
+            if c.row::<FlagRow>(read_only, &[])?.value {
+                return Ok(Some("default_transaction_read_only is on".to_owned()));
+            }
+            c.batch_execute(probe)?;
+            Ok(None)
+        });
+        match look {
+            Err(StoreError::Storage(why)) => Ok(Some(format!("its disk has no room: {why}"))),
+            look => look,
+        }
     }
 
     fn report(&self, report: &NodeReport) -> Result<(), StoreError> {

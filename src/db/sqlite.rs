@@ -289,6 +289,10 @@ impl Store for SqliteStore {
         Ok(Vec::new())
     }
 
+    fn write_trouble(&self) -> Result<Option<String>, StoreError> {
+        Ok(file::read_only(&self.path).or_else(|| file::little_room(&self.path)))
+    }
+
     fn report(&self, report: &NodeReport) -> Result<(), StoreError> {
         self.run_tx("report", |c| nodes::report(c, &self.node, report))
     }

@@ -15,6 +15,7 @@
 
 mod backup;
 mod binaries;
+mod disk;
 mod guard;
 mod postgres;
 
@@ -23,7 +24,8 @@ use std::path::PathBuf;
 
 pub use backup::ColdCopy;
 pub use binaries::BIN_VARIABLE;
-pub use postgres::{Database, Postgres, StopMode};
+pub use disk::SmallDisk;
+pub use postgres::{Database, Places, Postgres, StopMode};
 pub use tempfile::TempDir;
 
 /// Why a server did not do what it was asked to.
@@ -46,6 +48,15 @@ pub enum Error {
          package `postgresql`, which creates it, or run the tests as another user"
     )]
     NoPostgresUser,
+    /// A small file system could not be mounted or changed.
+    #[error(
+        "cannot mount a small disk: {reason}. The tests of full disks mount a tmpfs: run them as \
+         root (a container needs CAP_SYS_ADMIN), or let `sudo -n mount` and `sudo -n umount` work"
+    )]
+    NoDisk {
+        /// What mount said.
+        reason: String,
+    },
     /// A program could not be run, or a file not be written.
     #[error("cannot {action}: {source}")]
     Io {

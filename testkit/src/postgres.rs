@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::hash::BuildHasher;
 use std::io::{self, PipeWriter, Write};
 use std::net::{Ipv4Addr, TcpListener};
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{chown, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Child;
@@ -42,6 +42,15 @@ pub enum StopMode {
     Smart,
 }
 
+/// Folders in which a server keeps what it writes, where not in its own.
+#[derive(Clone, Debug, Default)]
+pub struct Places {
+    /// For its data.
+    pub data: Option<PathBuf>,
+    /// For its write-ahead log; segments are then of 1 MB.
+    pub wal: Option<PathBuf>,
+}
+
 impl Postgres {
     /// Makes a new server and waits until it takes connections: about a second or two.
     ///
@@ -49,11 +58,45 @@ impl Postgres {
     ///
     /// When PostgreSQL is not installed, or does not start.
     pub fn start() -> Result<Postgres, Error> {
+        Postgres::start_at(&Places::default())
+    }
+
+    /// As [`Postgres::start`], with its data or its write-ahead log in other folders, to be on disks
+    /// of their own. What it writes there is not removed with it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Postgres::start`].
+    pub fn start_at(places: &Places) -> Result<Postgres, Error> {
+        Postgres::make(|binaries, folder| make_cluster(binaries, folder, places))
+    }
+
+    /// Makes a hot standby of this server, which follows it until `pg_promote()`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Postgres::start`].
+    pub fn start_standby(&self) -> Result<Postgres, Error> {
+        Postgres::make(|binaries, folder| {
+            let data = data_path(folder);
+            run(binaries
+                .as_server(binaries.path("pg_basebackup"))
+                .args(["--write-recovery-conf", "--checkpoint=fast", "--wal-method=stream"])
+                .args(["--no-sync", "-d", &self.url("postgres"), "-D"])
+                .arg(&data)
+                .current_dir(folder))?;
+            append_settings(&data, &format!("unix_socket_directories = '{}'\n", folder.display()))
+        })
+    }
+
+    fn make(
+        make_data: impl FnOnce(&Binaries, &Path) -> Result<(), Error>,
+    ) -> Result<Postgres, Error> {
         let binaries = Binaries::find()?;
         let folder = make_folder(&binaries)?;
         // From here on the guard removes the folder, whatever happens.
         let guard = Guard::start(&folder)?;
-        make_cluster(&binaries, &folder)?;
+        make_data(&binaries, &folder)?;
         let mut process = Process { guard, server: None };
         let port = start_on_some_port(&binaries, &folder, &mut process)?;
         let process = Mutex::new(process);
@@ -129,6 +172,12 @@ impl Postgres {
         let name = format!("test_{number}");
         self.sql("postgres", &format!("CREATE DATABASE {name}"))?;
         Ok(Database { server: self.clone(), name })
+    }
+
+    /// A database that is there already, as on a standby; dropped when the value is.
+    #[must_use]
+    pub fn database(&self, name: &str) -> Database {
+        Database { server: self.clone(), name: name.to_owned() }
     }
 
     /// Stops the server and waits for its end; nothing happens if it is down already.
@@ -242,6 +291,13 @@ impl Process {
     fn start(&mut self, binaries: &Binaries, folder: &Path, port: u16) -> Result<(), Error> {
         let log_path = log_path(folder);
         let log_before = fs::metadata(&log_path).map_or(0, |log| log.len());
+        // One that has died by itself is started again.
+        if let Some(server) = &mut self.server
+            && server.try_wait().map_err(Error::io("look after the server"))?.is_some()
+        {
+            self.server = None;
+            self.guard.forget()?;
+        }
         let server = match &mut self.server {
             Some(server) => server,
             None => {
@@ -323,14 +379,25 @@ fn make_folder(binaries: &Binaries) -> Result<PathBuf, Error> {
     Ok(folder.keep())
 }
 
-fn make_cluster(binaries: &Binaries, folder: &Path) -> Result<(), Error> {
+fn make_cluster(binaries: &Binaries, folder: &Path, places: &Places) -> Result<(), Error> {
     let data = data_path(folder);
-    run(binaries
-        .as_server(binaries.path("initdb"))
+    let mut initdb = binaries.as_server(binaries.path("initdb"));
+    initdb
         .args(["--username=postgres", "--auth=trust", "--no-sync"])
-        .args(["--encoding=UTF8", "--locale=C", "-D"])
-        .arg(&data)
-        .current_dir(folder))?;
+        .args(["--encoding=UTF8", "--locale=C"])
+        .current_dir(folder);
+    if let Some(place) = &places.data {
+        let elsewhere = place.join("data");
+        hand_over_new(binaries, &elsewhere)?;
+        symlink(&elsewhere, &data).map_err(Error::io("place the server's data"))?;
+    }
+    if let Some(place) = &places.wal {
+        let elsewhere = place.join("wal");
+        hand_over_new(binaries, &elsewhere)?;
+        // The smallest segments, so that the log soon needs a new one.
+        initdb.arg("--wal-segsize=1").arg("--waldir").arg(&elsewhere);
+    }
+    run(initdb.arg("-D").arg(&data))?;
     let settings = format!(
         "listen_addresses = '127.0.0.1'\n\
          unix_socket_directories = '{}'\n\
@@ -340,11 +407,26 @@ fn make_cluster(binaries: &Binaries, folder: &Path) -> Result<(), Error> {
          log_line_prefix = '%m [%p] %a: '\n",
         folder.display()
     );
+    append_settings(&data, &settings)
+}
+
+fn append_settings(data: &Path, settings: &str) -> Result<(), Error> {
     let mut file = File::options()
         .append(true)
         .open(data.join("postgresql.conf"))
         .map_err(Error::io("configure the server"))?;
     file.write_all(settings.as_bytes()).map_err(Error::io("configure the server"))
+}
+
+/// Makes a folder that belongs to the user that the server runs as.
+fn hand_over_new(binaries: &Binaries, folder: &Path) -> Result<(), Error> {
+    fs::create_dir(folder).map_err(Error::io("make a folder for the server"))?;
+    match binaries.user() {
+        Some(User { uid, gid }) => {
+            chown(folder, Some(uid), Some(gid)).map_err(Error::io("hand over the folder"))
+        }
+        None => Ok(()),
+    }
 }
 
 /// A shell that becomes the server when it reads a word from the gate: so the guard knows the

@@ -293,6 +293,10 @@ impl Store for FaultyStore {
         self.inner.blockers()
     }
 
+    fn write_trouble(&self) -> Result<Option<String>, StoreError> {
+        self.inner.write_trouble()
+    }
+
     fn report(&self, report: &NodeReport) -> Result<(), StoreError> {
         self.inner.report(report)
     }
