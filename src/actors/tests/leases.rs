@@ -98,6 +98,28 @@ async fn renewals_keep_a_slow_batch_alive_beyond_its_lease() {
 }
 
 #[actix::test]
+async fn what_ran_out_while_the_database_was_gone_is_renewed_and_not_reclaimed() {
+    let lease = Duration::from_millis(200);
+    let database = Database::with_lease(2, 20, lease);
+    let (node, gate) = at_the_gate(&database, Plan { lease, ..Plan::default() }).await;
+    database.store.plan(Call::Reclaim, [Fault::Unavailable]);
+    eventually("the database is gone", || database.store.plan_is_done()).await;
+    // Two rounds in a third of the lease ask for one.
+    database.store.plan(Call::Renew, vec![Fault::Unavailable; 20]);
+    eventually("the database is back", || database.store.plan_is_done()).await;
+    let (renewals, reclaims) =
+        (database.store.calls(Call::Renew), database.store.calls(Call::Reclaim));
+    eventually("renewed", || database.store.calls(Call::Renew) >= renewals + 3).await;
+    assert_eq!(database.store.calls(Call::Reclaim), reclaims, "others had no time to renew");
+    node.clock.advance(lease / 2);
+    eventually("reclaimed again", || database.store.calls(Call::Reclaim) > reclaims).await;
+    gate.open();
+    node.finish_done().await;
+    let verdict = database.assert_all_signed(20);
+    assert_eq!((verdict.events.reclaimed, verdict.events.abandoned), (0, 0));
+}
+
+#[actix::test]
 async fn renewals_go_on_though_reclaiming_and_reading_the_keys_fail() {
     let database = Database::new(2, 20);
     let lease = Duration::from_millis(60);

@@ -44,6 +44,23 @@ fn insert_or_replace_through_our_own_connections_removes_nothing() {
 }
 
 #[test]
+fn a_transaction_that_panicked_is_over_and_the_next_one_begins() {
+    let f = Sqlite::new();
+    let store = f.open_own("a");
+    add_keys(&store, RING, 1);
+    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        store.run_tx("keys", |c| -> crate::db::shared::TxResult<()> {
+            c.run("UPDATE keys SET status = 'retired'", &[])?;
+            panic!("in the middle");
+        })
+    }));
+    assert!(panicked.is_err());
+    insert(&f, &store, RING, 2);
+    sign_all(&f, &store, RING, 1);
+    assert_signed(&f, &store, RING, 2);
+}
+
+#[test]
 fn records_whose_places_were_raised_by_hand_are_signed_in_their_new_order() {
     let f = Sqlite::new();
     let store = f.open("a");

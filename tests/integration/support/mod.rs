@@ -64,6 +64,16 @@ impl Site {
         Site::on(|folder| Database::Sqlite(folder.join("chancery.db")))
     }
 
+    /// On an SQLite database at that path.
+    pub(crate) fn sqlite_at(path: PathBuf) -> Site {
+        Site::on_database(Database::Sqlite(path))
+    }
+
+    /// On that database.
+    pub(crate) fn on_database(database: Database) -> Site {
+        Site::on(|_| database)
+    }
+
     fn on(database: impl FnOnce(&Path) -> Database) -> Site {
         let folder = tempfile::Builder::new().prefix("chancery-test-").tempdir().unwrap();
         let database = database(folder.path());
@@ -160,6 +170,24 @@ impl Site {
     /// How many key uses are open.
     pub(crate) fn open_uses(&self) -> i64 {
         self.database.number("SELECT count(*) AS value FROM key_uses WHERE end_tick IS NULL")
+    }
+
+    /// How many of them should have been renewed or ended by now.
+    pub(crate) fn expired_uses(&self) -> i64 {
+        let now = if self.database.is_postgres() {
+            "clock_timestamp()"
+        } else {
+            "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')"
+        };
+        self.database.number(&format!(
+            "SELECT count(*) AS value FROM key_uses WHERE end_tick IS NULL AND expires_at < {now}"
+        ))
+    }
+
+    /// With the program logging in as that role, on PostgreSQL.
+    pub(crate) fn on_login(self, role: &str) -> Site {
+        let url = self.database.url_as(role);
+        self.set("CHANCERY_DATABASE__URL", &url)
     }
 
     /// Waits until some but not all of `records` are signed; how many.
