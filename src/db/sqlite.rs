@@ -161,8 +161,9 @@ impl SqliteStore {
     }
 }
 
-/// Not diesel's: SQLite ends a transaction by itself on some errors (a full disk, a failing one).
-/// diesel takes the ROLLBACK that then fails for the error, and the connection for broken for ever.
+/// Not diesel's: after a panic in the middle of one, diesel begins no other on that connection. And
+/// where SQLite has ended one by itself, as it may on a full disk, diesel (2.3) takes the ROLLBACK that
+/// then fails for the error.
 fn transaction<T>(
     connection: &mut SqliteConnection,
     body: impl FnOnce(&mut SqliteConnection) -> TxResult<T>,

@@ -18,15 +18,17 @@ use crate::support::{Site, wait_until};
 fn what_no_retry_can_help_is_said_at_once() {
     let site = Site::postgres_alone();
     let server = site.database.server();
+    site.database.execute(
+        "CREATE ROLE locked LOGIN PASSWORD 'right'; CREATE ROLE banned LOGIN;
+         CREATE ROLE silent NOLOGIN",
+    );
     allow(
         server,
         "host all locked 127.0.0.1/32 scram-sha-256\n\
          host all banned 127.0.0.1/32 reject\n",
     );
-    site.database.execute(
-        "CREATE ROLE locked LOGIN PASSWORD 'right'; CREATE ROLE banned LOGIN;
-         CREATE ROLE silent NOLOGIN",
-    );
+    let banned = server.url_as("banned", "postgres");
+    wait_until("the rules are in force", || PgConnection::establish(&banned).is_err());
     let address = format!("127.0.0.1:{}", server.port());
     let name = site.database.name().to_owned();
     for (url, expected) in [
@@ -65,10 +67,10 @@ fn a_login_that_is_taken_away_while_serving_ends_it_and_blames_no_batch() {
     let site = site.on_login("signer");
     let run = site.start(&["run", "--batch-size", "20"]);
     site.wait_for_the_middle(20_000);
-    site.database.execute(
-        "ALTER ROLE signer NOLOGIN;
-         SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'signer'",
-    );
+    // First the one and then the other: in one transaction they would log in again before its end.
+    site.database.execute("ALTER ROLE signer NOLOGIN");
+    site.database
+        .execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'signer'");
     let begin = Instant::now();
     let ended = run.wait().expect_code(1).expect_stderr("is not permitted to log in");
     assert!(begin.elapsed() < Duration::from_secs(30), "it took {:?}", begin.elapsed());
@@ -148,7 +150,7 @@ fn with_limited_role(connections: u32) -> Site {
     site.set("CHANCERY_DATABASE__RUNTIME_ROLE", LIMITED).with(5, 2_000)
 }
 
-/// Puts rules before those of the server's pg_hba.conf.
+/// Puts rules before those of the server's pg_hba.conf; the server takes them up a moment later.
 fn allow(server: &testkit::Postgres, rules: &str) {
     let path = server.folder().join("data").join("pg_hba.conf");
     let before = fs::read(&path).unwrap();
@@ -156,9 +158,6 @@ fn allow(server: &testkit::Postgres, rules: &str) {
     file.write_all(rules.as_bytes()).unwrap();
     file.write_all(&before).unwrap();
     server.sql("postgres", "SELECT pg_reload_conf()").unwrap();
-    let rule = rules.lines().count();
-    let loaded = "SELECT count(*) FROM pg_hba_file_rules WHERE error IS NOT NULL";
-    assert_eq!(server.sql("postgres", loaded).unwrap(), "0", "{rule} rules");
 }
 
 /// Runs a command that must fail soon, not after `database.wait_s`.

@@ -99,6 +99,19 @@ fn a_run_that_begins_on_a_full_disk_waits_for_room() {
     judge(&site, 500);
 }
 
+/// SQLite itself has then ended the transaction.
+#[test]
+fn a_statement_that_finds_the_disk_full_says_that_and_no_consequence_of_it() {
+    let disk = SmallDisk::new(24 * MEGABYTE).unwrap();
+    let site = Site::sqlite_at(disk.path().join("chancery.db"));
+    site.prepare();
+    // More than SQLite keeps in memory, so that it writes before the transaction's end.
+    let line = vec![b'x'; 32 * MEGABYTE as usize];
+    let ended = site.run_with_input(&["import", "-", "--format", "lines"], line).expect_code(1);
+    ended.expect_stderr("the database's storage fails: database or disk is full");
+    assert_eq!(site.database.number("SELECT count(*) AS value FROM records"), 0);
+}
+
 #[track_caller]
 fn assert_no_attempt_was_counted(site: &Site) {
     let attempts = "SELECT coalesce(sum(attempts), 0) AS value FROM batches";
