@@ -40,7 +40,7 @@ struct State {
 /// A connection that goes back to its pool when it is dropped.
 pub(super) struct Lent<'a> {
     pool: &'a Pool,
-    /// `None` only while it is being dropped, or after it broke.
+    /// `None` only while it is being dropped.
     connection: Option<PgConnection>,
 }
 
@@ -67,16 +67,15 @@ impl Pool {
         let mut refusal = None;
         let mut state = self.state();
         loop {
-            if let Some(connection) = state.idle.pop() {
+            if let Some(mut connection) = state.idle.pop() {
                 state.lent += 1;
                 drop(state);
-                let mut lent = Lent { pool: self, connection: Some(connection) };
-                if lent.ping().is_ok() {
-                    return Ok(lent);
+                if connection.ping().is_ok() {
+                    return Ok(Lent { pool: self, connection: Some(connection) });
                 }
-                lent.connection = None;
-                drop(lent);
                 state = self.state();
+                state.lent -= 1;
+                self.changed.notify_all();
                 continue;
             }
             // Once for each caller: whoever waits here is woken by every change.
@@ -124,13 +123,15 @@ impl Pool {
 impl Deref for Lent<'_> {
     type Target = PgConnection;
 
+    #[expect(clippy::unwrap_used, reason = "only its drop takes the connection out")]
     fn deref(&self) -> &PgConnection {
-        // Unwrap safety: it is taken out only by the pool's own code, right before the drop.
+        // Unwrap safety: only the drop takes it out.
         self.connection.as_ref().unwrap()
     }
 }
 
 impl DerefMut for Lent<'_> {
+    #[expect(clippy::unwrap_used, reason = "only its drop takes the connection out")]
     fn deref_mut(&mut self) -> &mut PgConnection {
         // Unwrap safety: as above.
         self.connection.as_mut().unwrap()
