@@ -56,7 +56,7 @@ fn waits_for_room(site: &Site, disk: &SmallDisk, reason: &str) {
     assert!(site.database.is_postgres() || site.expired_uses() > 0);
     // Longer than the shortest pause between two attempts: a longer outage makes no longer log.
     let lines = run.stderr().lines().count();
-    assert!(lines < 30, "{lines} lines: {}", run.stderr());
+    assert!(lines < 15, "{lines} lines: {}", run.stderr());
     assert!(run.is_alive());
 
     disk.make_room().unwrap();
