@@ -77,6 +77,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_full_disk_keeps_nobody_from_the_lock() {
+        let disk = testkit::SmallDisk::new(64 * 1024).unwrap();
+        disk.fill().unwrap();
+        let lock = SigningLock::of_database(&disk.path().join("a.db"));
+        let held = lock.try_hold("node a").unwrap().unwrap();
+        assert!(lock.try_hold("node b").unwrap().is_err(), "it is held");
+        drop(held);
+    }
+
+    #[test]
     fn a_second_holder_is_told_who_has_the_lock_and_gets_it_when_the_first_is_gone() {
         let folder = tempfile::tempdir().unwrap();
         let lock = SigningLock::of_database(&folder.path().join("a.db"));
