@@ -42,8 +42,10 @@ CREATE TABLE keys (
 ) STRICT;
 CREATE INDEX keys_by_recency ON keys (ring_id, last_tick, id) WHERE status = 'active';
 
+-- A BEFORE INSERT trigger sees -1 for an id that is not given, so a record of that id would make
+-- records_no_replace refuse every other one.
 CREATE TABLE records (
-    id           INTEGER PRIMARY KEY AUTOINCREMENT,
+    id           INTEGER PRIMARY KEY AUTOINCREMENT CHECK (id > 0),
     ring_id      INTEGER NOT NULL,
     external_id  TEXT    CHECK (external_id <> ''),
     payload      BLOB    NOT NULL,

@@ -14,6 +14,7 @@ on_both! {
     a_use_of_a_key_begins_above_the_end_of_its_last_one,
     a_batch_has_at_most_one_open_and_one_stored_use,
     signatures_and_key_events_are_only_appended,
+    a_record_s_id_is_above_zero_so_that_it_keeps_no_other_record_out,
     a_record_stays_as_it_is_and_only_its_place_rises,
     a_range_and_a_stored_batch_never_change,
     a_closed_use_and_the_origin_of_an_open_one_never_change,
@@ -142,6 +143,19 @@ fn signatures_and_key_events_are_only_appended<F: Fixture>(f: &F) {
         refuses(f, &format!("DELETE FROM {table}"), &reason);
     }
     scene.is_unharmed(f, &*store);
+}
+
+fn a_record_s_id_is_above_zero_so_that_it_keeps_no_other_record_out<F: Fixture>(f: &F) {
+    let store = f.open("a");
+    for id in [-1, 0, i64::MIN] {
+        let statement =
+            format!("INSERT INTO records (id, ring_id, payload) VALUES ({id}, 1, {})", F::PAYLOAD);
+        refuses(f, &statement, &["records_id_check", "CHECK constraint failed: id > 0"]);
+    }
+    add_keys(&*store, RING, 1);
+    insert(f, &*store, RING, 2);
+    sign_all(f, &*store, RING, 2);
+    assert_signed(f, &*store, RING, 2);
 }
 
 fn a_record_stays_as_it_is_and_only_its_place_rises<F: Fixture>(f: &F) {
