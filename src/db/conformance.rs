@@ -28,6 +28,7 @@ mod postgres_roles;
 mod postgres_sessions;
 mod rollback;
 mod sqlite_only;
+mod state_machine;
 mod store;
 mod sweep;
 

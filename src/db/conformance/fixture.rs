@@ -31,6 +31,9 @@ pub(super) trait Fixture: Sync {
     /// How many threads a test of concurrency takes.
     const THREADS: usize;
 
+    /// Whether several transactions can write at once.
+    const SIDE_BY_SIDE: bool;
+
     /// The trigger on `rings` that a lower tick must get past: a statement that switches it off.
     const FREE_THE_TICK: &'static str;
 
@@ -39,6 +42,9 @@ pub(super) trait Fixture: Sync {
 
     /// The lowest place in the order of records that an insert can have.
     const FIRST_XID: i64;
+
+    /// A statement after which records get ids above 1000 in an empty database.
+    const LEAVE_LOW_IDS: &'static str;
 
     /// Some payload, as an SQL expression.
     const PAYLOAD: &'static str;
@@ -50,10 +56,16 @@ pub(super) trait Fixture: Sync {
     /// The instant so many seconds ago, as an SQL expression.
     fn ago(seconds: u32) -> String;
 
+    /// A payload, as an SQL expression.
+    fn payload(text: &str) -> String;
+
     fn url(&self) -> DatabaseUrl;
 
     /// Runs SQL past the store. A query returns one column named `value`; the rows come as text.
     fn query(&self, sql: &str) -> Result<Vec<String>, String>;
+
+    /// A session in which a transaction has begun, where that holds up no other writer.
+    fn begin(&self) -> Option<Raw>;
 
     /// Waits until every committed record can be checked out. On PostgreSQL any transaction on the
     /// server, also of a test beside this one, holds back the records of later ones.
@@ -169,8 +181,11 @@ impl Sqlite {
 
 impl Fixture for Sqlite {
     const THREADS: usize = 4;
+    const SIDE_BY_SIDE: bool = false;
     const FREE_THE_TICK: &'static str = "DROP TRIGGER rings_guard";
     const FIRST_XID: i64 = 0;
+    const LEAVE_LOW_IDS: &'static str =
+        "INSERT INTO sqlite_sequence (name, seq) VALUES ('records', 1000)";
     const PAYLOAD: &'static str = "x'2a'";
     const LONG_AGO: &'static str = "'2000-01-01T00:00:00.000Z'";
     const SIGNED_OTHERWISE: &'static str =
@@ -180,6 +195,10 @@ impl Fixture for Sqlite {
         format!("strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-{seconds} seconds')")
     }
 
+    fn payload(text: &str) -> String {
+        format!("CAST('{text}' AS BLOB)")
+    }
+
     fn url(&self) -> DatabaseUrl {
         DatabaseUrl::Sqlite { path: self.folder.path().join("chancery.db") }
     }
@@ -187,6 +206,10 @@ impl Fixture for Sqlite {
     fn query(&self, sql: &str) -> Result<Vec<String>, String> {
         let mut raw = self.raw.lock().unwrap_or_else(PoisonError::into_inner);
         run_or_load!(&mut *raw, sql, sql)
+    }
+
+    fn begin(&self) -> Option<Raw> {
+        None
     }
 
     fn settle(&self) {}
@@ -267,8 +290,10 @@ impl Pg {
 
 impl Fixture for Pg {
     const THREADS: usize = 12;
+    const SIDE_BY_SIDE: bool = true;
     const FREE_THE_TICK: &'static str = "ALTER TABLE rings DISABLE TRIGGER rings_guard";
     const FIRST_XID: i64 = 3;
+    const LEAVE_LOW_IDS: &'static str = "ALTER TABLE records ALTER id RESTART WITH 1001";
     const PAYLOAD: &'static str = "'\\x2a'::BYTEA";
     const LONG_AGO: &'static str = "TIMESTAMPTZ '2000-01-01 00:00:00+00'";
     const SIGNED_OTHERWISE: &'static str =
@@ -279,6 +304,10 @@ impl Fixture for Pg {
         format!("clock_timestamp() - interval '{seconds} seconds'")
     }
 
+    fn payload(text: &str) -> String {
+        format!("convert_to('{text}', 'UTF8')")
+    }
+
     fn url(&self) -> DatabaseUrl {
         DatabaseUrl::Postgres { url: self.database.url() }
     }
@@ -286,6 +315,12 @@ impl Fixture for Pg {
     fn query(&self, sql: &str) -> Result<Vec<String>, String> {
         let mut raw = self.raw.lock().unwrap_or_else(PoisonError::into_inner);
         run_or_load!(&mut *raw, sql, format!("SELECT value::TEXT AS value FROM ({sql}) q"))
+    }
+
+    fn begin(&self) -> Option<Raw> {
+        let mut session = self.session();
+        session.run("BEGIN");
+        Some(session)
     }
 
     fn settle(&self) {
