@@ -39,12 +39,12 @@ mod sqlite {
 
     #[test]
     fn what_two_clients_do_by_turns_is_what_the_reference_model_predicts() {
-        by_turns(60, Sqlite::new);
+        by_turns(45, Sqlite::new);
     }
 
     #[test]
     fn what_two_clients_do_at_once_keeps_every_rule() {
-        at_once(40, Sqlite::new);
+        at_once(30, Sqlite::new);
     }
 }
 
@@ -53,12 +53,12 @@ mod postgres {
 
     #[test]
     fn what_two_clients_do_by_turns_is_what_the_reference_model_predicts() {
-        by_turns(60, Pg::alone);
+        by_turns(45, Pg::alone);
     }
 
     #[test]
     fn what_two_clients_do_at_once_keeps_every_rule() {
-        at_once(40, Pg::alone);
+        at_once(30, Pg::alone);
     }
 }
 
@@ -77,6 +77,7 @@ fn by_turns<F: Fixture>(cases: u32, new: fn() -> F) {
         databases.give_back(database);
     });
     let tally = tally.into_inner();
+    println!("{tally:#?}");
     // Fewer lists than the test's own may well leave something out.
     if cases_of(cases) >= cases {
         for what in case::worth_testing::<F>() {

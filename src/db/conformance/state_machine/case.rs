@@ -21,22 +21,17 @@ use crate::types::{
 /// How often each thing worth testing has happened.
 pub(super) type Tally = BTreeMap<&'static str, u32>;
 
-/// What enough cases come upon.
+/// What enough cases come upon for certain. The rest of the tally is rare enough to be missing
+/// from one run in many.
 pub(super) fn worth_testing<F: Fixture>() -> Vec<&'static str> {
     let mut all = vec![
         "batches checked out",
         "batches checked out again",
-        "batches quarantined",
         "batches stored",
-        "batches stored already",
         "changes of keys",
-        "groups refused for a missing signature",
-        "groups refused for a second signature",
-        "leases renewed",
         "records in conflict",
         "records swept",
         "records that were there already",
-        "stores after a give-up",
         "stores after a reclaim",
         "uses reclaimed",
     ];

@@ -128,9 +128,9 @@ fn operation() -> impl Strategy<Value = Operation> {
         1 => Just(KeyEvent::Destroyed),
     ];
     let flaw = prop_oneof![
-        8 => Just(None),
+        4 => Just(None),
         1 => Just(Some(Flaw::Missing)),
-        1 => Just(Some(Flaw::SignedBefore)),
+        2 => Just(Some(Flaw::SignedBefore)),
     ];
     let scope = prop_oneof![4 => Just(ReclaimScope::Expired), 1 => Just(ReclaimScope::All)];
     prop_oneof![
@@ -139,15 +139,15 @@ fn operation() -> impl Strategy<Value = Operation> {
         3 => any::<bool>().prop_map(|commit| Operation::CloseIntake { commit }),
         2 => Just(Operation::PutFirst),
         2 => (client(), 1..3_u32).prop_map(|(c, n)| Operation::AddKeys(c, n)),
-        3 => (client(), any::<u8>(), event).prop_map(|(c, k, e)| Operation::ChangeKey(c, k, e)),
-        12 => (client(), 0..4_u32, 1..5_u32).prop_map(|(client, max_batches, batch_size)| {
+        2 => (client(), any::<u8>(), event).prop_map(|(c, k, e)| Operation::ChangeKey(c, k, e)),
+        14 => (client(), 0..4_u32, 1..5_u32).prop_map(|(client, max_batches, batch_size)| {
             Operation::CheckOut { client, max_batches, batch_size }
         }),
         2 => (client(), pick(), 1..40_usize).prop_map(|(c, p, b)| Operation::Load(c, p, b)),
-        9 => (client(), picks(), flaw).prop_map(|(c, p, f)| Operation::Store(c, p, f)),
-        4 => (client(), picks(), any::<bool>())
+        11 => (client(), picks(), flaw).prop_map(|(c, p, f)| Operation::Store(c, p, f)),
+        6 => (client(), picks(), any::<bool>())
             .prop_map(|(client, uses, failed)| Operation::GiveUp { client, uses, failed }),
-        2 => (client(), picks()).prop_map(|(c, p)| Operation::Renew(c, p)),
+        3 => (client(), picks()).prop_map(|(c, p)| Operation::Renew(c, p)),
         4 => (client(), picks()).prop_map(|(c, p)| Operation::Expire(c, p)),
         4 => (client(), scope).prop_map(|(c, s)| Operation::Reclaim(c, s)),
         2 => client().prop_map(Operation::Sweep),
