@@ -39,12 +39,12 @@ mod sqlite {
 
     #[test]
     fn what_two_clients_do_by_turns_is_what_the_reference_model_predicts() {
-        by_turns(45, Sqlite::new);
+        by_turns(200, Sqlite::new);
     }
 
     #[test]
     fn what_two_clients_do_at_once_keeps_every_rule() {
-        at_once(30, Sqlite::new);
+        at_once(100, Sqlite::new);
     }
 }
 
@@ -53,12 +53,12 @@ mod postgres {
 
     #[test]
     fn what_two_clients_do_by_turns_is_what_the_reference_model_predicts() {
-        by_turns(45, Pg::alone);
+        by_turns(60, Pg::alone);
     }
 
     #[test]
     fn what_two_clients_do_at_once_keeps_every_rule() {
-        at_once(30, Pg::alone);
+        at_once(40, Pg::alone);
     }
 }
 
