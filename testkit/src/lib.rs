@@ -1,4 +1,5 @@
-//! What Chancery's tests and benchmarks need around them: a private PostgreSQL server.
+//! What Chancery's tests and benchmarks need around them: a private PostgreSQL server, and a proxy
+//! that is the faulty network before it.
 //!
 //! ```no_run
 //! # fn main() -> Result<(), testkit::Error> {
@@ -18,6 +19,7 @@ mod binaries;
 mod disk;
 mod guard;
 mod postgres;
+mod proxy;
 
 use std::io;
 use std::path::PathBuf;
@@ -26,6 +28,7 @@ pub use backup::ColdCopy;
 pub use binaries::BIN_VARIABLE;
 pub use disk::SmallDisk;
 pub use postgres::{Database, Places, Postgres, StopMode};
+pub use proxy::Proxy;
 pub use tempfile::TempDir;
 
 /// Why a server did not do what it was asked to.

@@ -155,10 +155,19 @@ impl Postgres {
     ///
     /// [`Error::Failed`] with PostgreSQL's message, when it refuses a statement or is down.
     pub fn sql(&self, database: &str, statement: &str) -> Result<String, Error> {
+        self.sql_at(&self.url(database), statement)
+    }
+
+    /// As [`Postgres::sql`], at another address: another role's, or a proxy's.
+    ///
+    /// # Errors
+    ///
+    /// As [`Postgres::sql`].
+    pub fn sql_at(&self, url: &str, statement: &str) -> Result<String, Error> {
         let psql = self.0.binaries.path("psql");
         let mut command = self.0.binaries.as_server(psql);
         command.current_dir("/").env("PGCONNECT_TIMEOUT", "10");
-        command.args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-At", "-d", &self.url(database)]);
+        command.args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-At", "-d", url]);
         run(command.args(["-c", statement]))
     }
 
@@ -206,6 +215,12 @@ impl Postgres {
             }
             pause(Duration::from_millis(200));
         }
+    }
+
+    /// The file of the server's log.
+    #[must_use]
+    pub fn log_path(&self) -> PathBuf {
+        log_path(&self.0.folder)
     }
 
     /// The last 8 KiB of the server's log.
