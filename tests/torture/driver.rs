@@ -29,7 +29,7 @@ const STANDSTILL_LIMIT: Duration = Duration::from_secs(60);
 const EXTENSION: Duration = Duration::from_secs(60);
 
 /// From how many waiting records on no more arrive for a while.
-const MOST_WAITING: u64 = 3_000;
+const MOST_WAITING: u64 = 2_000;
 
 const STEP: Duration = Duration::from_millis(10);
 const LOOK_EVERY: Duration = Duration::from_millis(500);

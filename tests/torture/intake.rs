@@ -44,7 +44,7 @@ impl Intake {
         self.bring("steady", url, pace, |number| {
             let way = if chance.one_in(2) { Way::AtOnce } else { Way::After(Duration::ZERO) };
             let records = if number % 50 == 0 { 100 } else { chance.between(1, 20) };
-            (way, records, chance.milliseconds(20, 200))
+            (way, records, chance.milliseconds(10, 100))
         });
     }
 

@@ -12,7 +12,7 @@ use crate::support::Site;
 
 /// The latency of the way to the database, each way, while no fault makes it longer: enough that a
 /// process is often caught in the middle of a transaction.
-pub(crate) const LATENCY: Duration = Duration::from_millis(1);
+pub(crate) const LATENCY: Duration = Duration::from_millis(3);
 
 /// What a node is doing, as far as the driver has brought it about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -20,7 +20,7 @@ use crate::support::judge::{judge_by_the_program, judge_data, judge_data_but_for
 use crate::table::Table;
 
 const KEYS: u32 = 20;
-const BATCH_SIZE: &str = "10";
+const BATCH_SIZE: &str = "5";
 
 /// The time between two crashes of the server, on average; shorter where little time is given.
 const CRASH_INTERVAL: Duration = Duration::from_secs(40);
