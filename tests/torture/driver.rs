@@ -291,7 +291,12 @@ impl<'a> Driver<'a> {
         match node.doing {
             Doing::Running { .. } => {
                 if let Some(status) = node.ended() {
-                    fail(node, &format!("ended by itself: {status}"));
+                    if node.has_served() || status.code() != Some(1) {
+                        fail(node, &format!("ended by itself: {status}"));
+                    }
+                    // Its start was cut off from the database.
+                    node.doing = Doing::Down { until: now };
+                    self.counts.failed_starts += 1;
                 }
             }
             Doing::Stopped { since, until } => {
@@ -306,7 +311,7 @@ impl<'a> Driver<'a> {
                 }
             }
             Doing::Terminating { since } => match node.ended() {
-                Some(status) if is_clean(status) => {
+                Some(status) if is_clean(status) || !node.has_served() => {
                     let took = &mut self.counts.longest_termination;
                     *took = (*took).max(since.elapsed());
                     node.doing = Doing::Down { until: now };

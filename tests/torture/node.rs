@@ -86,6 +86,11 @@ impl Node {
         format!("{}-{}-", self.name, self.child.id())
     }
 
+    /// Whether its process has come so far that it signs.
+    pub(crate) fn has_served(&self) -> bool {
+        self.log().contains(&format!("serving node={}", self.id_prefix()))
+    }
+
     /// What all its processes have logged.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap()

@@ -103,6 +103,7 @@ fn report(site: &Site, driver: &Driver, intake: &Intake, seconds: u64, crashes: 
         .row("replies to COMMIT lost", driver.lost_commit_replies())
         .row("times of delay", counts.delays)
         .row("black holes", counts.black_holes)
+        .row("starts that failed", counts.failed_starts)
         .row("longest end after SIGTERM", format!("{:.1?}", counts.longest_termination))
         .row("longest time without a batch stored", format!("{:.1?}", driver.longest_standstill()))
         .print();
