@@ -28,7 +28,9 @@ use crate::db::{HeldSigningLock, NodeReport, ReclaimScope, Ring, Store};
 use crate::signing::Engine;
 use crate::types::{NodeId, NodeState};
 
-pub use connect::{Connected, MissingDatabase, connect, wait_for_database, wait_for_signing_lock};
+pub use connect::{
+    Connected, MissingDatabase, ask_database, connect, wait_for_database, wait_for_signing_lock,
+};
 pub use kek::{KekSource, load_kek, load_or_make_kek};
 
 /// A mistake of the user's, as opposed to a failure: exit code 2.
@@ -275,17 +277,28 @@ impl Sizes {
 /// # Errors
 /// A [`UsageError`] if the KEK is wrong, and the database's.
 pub fn unseal_keys(
+    config: &Config,
     store: &Arc<dyn Store>,
     ring: &Ring,
     kek: crate::keyring::Kek,
 ) -> anyhow::Result<KeySet> {
-    let as_usage = |error: KeySetError| match error {
-        KeySetError::Store(error) => anyhow::Error::from(error),
-        other => UsageError(other.to_string()).into(),
-    };
-    let mut keys = KeySet::new(Arc::clone(store), ring.id, Arc::new(kek)).map_err(as_usage)?;
-    for key in keys.refresh().map_err(as_usage)? {
+    let kek = Arc::new(kek);
+    let mut keys =
+        ask_for_keys(config, || KeySet::new(Arc::clone(store), ring.id, Arc::clone(&kek)))?;
+    for key in ask_for_keys(config, || keys.refresh())? {
         tracing::error!(kid = %key.kid, reason = key.reason, "disabled a damaged key");
     }
     Ok(keys)
+}
+
+/// As [`ask_database`]; what is wrong with the KEK is the user's.
+fn ask_for_keys<T>(
+    config: &Config,
+    mut ask: impl FnMut() -> Result<T, KeySetError>,
+) -> anyhow::Result<T> {
+    let answer = ask_database(config, || match ask() {
+        Err(KeySetError::Store(error)) => Err(error),
+        answer => Ok(answer),
+    });
+    answer?.map_err(|error| UsageError(error.to_string()).into())
 }

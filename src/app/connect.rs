@@ -83,6 +83,22 @@ pub fn wait_for_database<T>(
     wait_for(config.database.wait(), &config.database.url.to_string(), attempt)
 }
 
+/// Asks a database that has answered before, waiting as [`connect`] does while it cannot be reached:
+/// a start that is cut off in the middle goes on.
+///
+/// # Errors
+/// What the database refuses, and the last attempt's.
+pub fn ask_database<T>(
+    config: &Config,
+    mut ask: impl FnMut() -> Result<T, StoreError>,
+) -> anyhow::Result<T> {
+    let answer = wait_for_database(config, || match ask() {
+        Err(error) if !error.is_retryable() => Ok(Err(error)),
+        answer => answer.map(Ok),
+    });
+    Ok(answer??)
+}
+
 /// Repeats `attempt` while a later one may succeed.
 fn wait_for<T>(
     wait: Duration,
@@ -184,6 +200,22 @@ mod tests {
             format!("{error:#}"),
             "cannot use the database db: password authentication failed"
         );
+    }
+
+    #[test]
+    fn a_database_that_breaks_off_is_asked_again_and_what_it_refuses_is_said_as_it_is() {
+        let config = Config::default();
+        let mut attempts = 0;
+        let error = ask_database::<()>(&config, || {
+            attempts += 1;
+            Err(match attempts {
+                1 | 2 => StoreError::Unavailable("server closed the connection".into()),
+                _ => StoreError::Database("no such ring".into()),
+            })
+        })
+        .unwrap_err();
+        assert_eq!(attempts, 3);
+        assert_eq!(format!("{error:#}"), StoreError::Database("no such ring".into()).to_string());
     }
 
     #[test]

@@ -146,7 +146,7 @@ impl Context {
     }
 
     fn ring(&self, database: &Connected) -> anyhow::Result<Ring> {
-        Ok(database.store.ring(&self.config.signing.ring)?)
+        app::ask_database(&self.config, || database.store.ring(&self.config.signing.ring))
     }
 }
 

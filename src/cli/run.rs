@@ -26,7 +26,8 @@ impl Run {
     pub(super) fn run(self, context: &Context) -> anyhow::Result<Outcome> {
         let database = context.connect(MissingDatabase::Refuse)?;
         let ring = context.ring(&database)?;
-        if database.store.keys(ring.id)?.is_empty() {
+        let keys = app::ask_database(&context.config, || database.store.keys(ring.id))?;
+        if keys.is_empty() {
             let remaining = database.store.remaining(ring.id)?;
             if !remaining.is_done() {
                 bail!(
@@ -104,10 +105,11 @@ pub(super) fn sign(
     ring: &Ring,
 ) -> anyhow::Result<Summary> {
     let kek = app::load_kek(&context.config)?;
-    let keys = app::unseal_keys(&database.store, ring, kek)?;
+    let keys = app::unseal_keys(&context.config, &database.store, ring, kek)?;
     let lock = app::wait_for_signing_lock(database.store.as_ref(), &context.node)?;
     let store = Arc::clone(&database.store);
-    let first_tick = database.store.ring(&ring.name)?.tick;
+    let first_tick = context.ring(database)?.tick;
+    let before = Before::of(context, database, ring)?;
     let begin = Instant::now();
     let parts = NodeParts {
         store: Arc::clone(&store),
@@ -121,20 +123,21 @@ pub(super) fn sign(
     let lease = context.config.lease.duration();
     let (finished, node) = actix::System::new().block_on(async move {
         let mut node = Node::start(parts)?;
-        let finished = watch(&mut node, &store, ring, lease).await?;
+        let finished = watch(&mut node, &store, ring, before, lease).await?;
         let snapshot = node.observe().await;
         node.stop().await;
         anyhow::Ok((finished, snapshot))
     })?;
     let time = begin.elapsed();
-    let keys = database.store.keys(ring.id)?;
+    let keys = app::ask_database(&context.config, || database.store.keys(ring.id))?;
+    let progress = app::ask_database(&context.config, || database.store.progress(ring.id))?;
     let keys_used = keys.iter().filter(|key| key.last_tick > first_tick).count() as u64;
     let mut summary = Summary {
         outcome: Outcome::Done,
         node,
         time,
         keys_used,
-        quarantined: database.store.progress(ring.id)?.quarantined_records,
+        quarantined: progress.quarantined_records,
         left_in_flight: 0,
     };
     match finished {
@@ -157,18 +160,34 @@ pub(super) fn sign(
     Ok(summary)
 }
 
+/// How many records were settled before a node began, signed or in quarantine, and how many were not.
+#[derive(Clone, Copy)]
+struct Before {
+    settled: u64,
+    unsettled: u64,
+}
+
+impl Before {
+    fn of(context: &Context, database: &Connected, ring: &Ring) -> anyhow::Result<Before> {
+        let store = &database.store;
+        let progress = app::ask_database(&context.config, || store.progress(ring.id))?;
+        let settled = progress.signed_records + progress.quarantined_records;
+        let records = app::ask_database(&context.config, || store.record_count(ring.id))?;
+        Ok(Before { settled, unsettled: records.saturating_sub(settled) })
+    }
+}
+
 /// Waits for the end of a node's work, moving a bar and minding signals meanwhile.
 async fn watch(
     node: &mut Node,
     store: &Arc<dyn Store>,
     ring: &Ring,
+    before: Before,
     lease: Duration,
 ) -> anyhow::Result<Finished> {
+    let Before { settled, unsettled } = before;
     let mut signals = Signals::listen()?;
-    let before = store.progress(ring.id)?;
-    let settled_before = before.signed_records + before.quarantined_records;
-    let total = store.record_count(ring.id)?.saturating_sub(settled_before);
-    let bar = output::record_bar("signing", total);
+    let bar = output::record_bar("signing", unsettled);
     let mut ticker = tokio::time::interval(Duration::from_millis(250));
     let finished = loop {
         tokio::select! {
@@ -185,8 +204,8 @@ async fn watch(
                 let ring = ring.id;
                 // All nodes' progress, not only this one's; a failure is told by the node itself.
                 if let Ok(Ok(now)) = tokio::task::spawn_blocking(move || store.progress(ring)).await {
-                    let settled = now.signed_records + now.quarantined_records;
-                    bar.set_position(settled.saturating_sub(settled_before));
+                    let settled_now = now.signed_records + now.quarantined_records;
+                    bar.set_position(settled_now.saturating_sub(settled));
                 }
             }
         }

@@ -25,7 +25,7 @@ impl Serve {
         if let Some(path) = made {
             tracing::warn!(path = %path.display(), "made a key-encryption key; keep a copy of it");
         }
-        let keys = app::unseal_keys(&database.store, &ring, kek)?;
+        let keys = app::unseal_keys(&context.config, &database.store, &ring, kek)?;
         let lock = app::wait_for_signing_lock(database.store.as_ref(), &context.node)?;
         let lease = context.config.lease.duration();
         let bind = context.config.http.bind;

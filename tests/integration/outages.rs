@@ -3,10 +3,10 @@
 use std::net::{Ipv4Addr, TcpListener};
 use std::time::{Duration, Instant};
 
-use testkit::StopMode;
+use testkit::{Proxy, StopMode};
 
-use crate::support::Site;
 use crate::support::judge::judge;
+use crate::support::{Site, wait_until};
 
 #[test]
 fn a_run_goes_on_after_the_server_was_stopped_and_started_again() {
@@ -43,6 +43,31 @@ fn a_server_that_comes_up_late_is_waited_for() {
     server.start_again().unwrap();
     run.wait().expect_code(0).expect_stdout("signed 100 records");
     judge(&site, 100);
+}
+
+#[test]
+fn a_start_that_is_cut_off_again_and_again_goes_on() {
+    let site = Site::postgres().with(2, 10);
+    let proxy = Proxy::in_front_of(site.database.server()).unwrap();
+    let url = proxy.url(site.database.name());
+    let site = site.set("CHANCERY_DATABASE__URL", &url);
+    // So slow that the start takes many times the step from one cut to the next.
+    proxy.set_delay(Duration::from_millis(5));
+    let run = site.start(&["run"]);
+    let mut cut = 0;
+    for step in 0..15 {
+        let later = Duration::from_millis(20) * step;
+        let mut connected = None;
+        wait_until("it has been connected for a while", || {
+            if proxy.connections() > 0 && connected.is_none() {
+                connected = Some(Instant::now());
+            }
+            connected.is_some_and(|at| at.elapsed() >= later) || !run.is_alive()
+        });
+        cut += proxy.cut_all();
+    }
+    run.wait().expect_code(0).expect_stdout("signed 10 records");
+    assert!(cut > 5, "{cut} connections cut");
 }
 
 #[test]
