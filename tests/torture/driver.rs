@@ -291,12 +291,7 @@ impl<'a> Driver<'a> {
         match node.doing {
             Doing::Running { .. } => {
                 if let Some(status) = node.ended() {
-                    if node.has_served() || status.code() != Some(1) {
-                        fail(node, &format!("ended by itself: {status}"));
-                    }
-                    // Its start was cut off from the database.
-                    node.doing = Doing::Down { until: now };
-                    self.counts.failed_starts += 1;
+                    fail(node, &format!("ended by itself: {status}"));
                 }
             }
             Doing::Stopped { since, until } => {

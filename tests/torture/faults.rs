@@ -70,7 +70,5 @@ pub(crate) struct Counts {
     pub(crate) connections_cut: u64,
     pub(crate) delays: u64,
     pub(crate) black_holes: u64,
-    /// Processes that ended before they signed, because their start was cut off.
-    pub(crate) failed_starts: u64,
     pub(crate) longest_termination: Duration,
 }
