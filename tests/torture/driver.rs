@@ -214,7 +214,11 @@ impl<'a> Driver<'a> {
             return false;
         }
         match fault {
-            Fault::Kill => is_running || matches!(node.doing, Doing::Stopped { .. }),
+            // One time in four a stopped node will do: most of these are to wake up again.
+            Fault::Kill if matches!(node.doing, Doing::Stopped { .. }) => {
+                self.counts.killed.is_multiple_of(4)
+            }
+            Fault::Kill => is_running,
             Fault::Stop | Fault::Terminate => is_running,
             Fault::CutOne | Fault::CutAll => node.proxy.connections() > 0,
             Fault::LoseCommitReply => is_running,

@@ -40,7 +40,7 @@ impl Fault {
     pub(crate) fn interval(self) -> Duration {
         Duration::from_millis(match self {
             Fault::Kill => 3_500,
-            Fault::Stop => 3_000,
+            Fault::Stop => 2_500,
             Fault::Terminate => 9_000,
             Fault::CutOne => 5_000,
             Fault::CutAll => 12_000,
