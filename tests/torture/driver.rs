@@ -271,7 +271,10 @@ impl<'a> Driver<'a> {
     /// Stops a node, if it can be in the middle of its work: for a moment it waits for that.
     fn stop(&mut self, index: usize, time: Duration) {
         let patience = Instant::now();
-        while self.open_uses(index) == Some(0) && patience.elapsed() < Duration::from_millis(300) {}
+        let mut held = self.open_uses(index);
+        while held == Some(0) && patience.elapsed() < Duration::from_millis(300) {
+            held = self.open_uses(index);
+        }
         let node = &mut self.nodes[index];
         let now = Instant::now();
         node.signal(Signal::STOP);

@@ -88,8 +88,11 @@ impl Intake {
             });
             let count = if committed { &self.accepted } else { &self.refused };
             count.fetch_add(records, Ordering::Relaxed);
-            while self.is_held.load(Ordering::Relaxed) && pace.wait(Duration::from_millis(50)) {}
-            if !pace.wait(pause) {
+            let mut goes_on = pace.wait(pause);
+            while goes_on && self.is_held.load(Ordering::Relaxed) {
+                goes_on = pace.wait(Duration::from_millis(50));
+            }
+            if !goes_on {
                 return;
             }
         }
