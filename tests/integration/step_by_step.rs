@@ -80,12 +80,16 @@ impl Way {
                 RECORDS
             }
             Way::Stray => {
+                let insert = |id: i64| {
+                    site.database.execute(&format!(
+                        "INSERT INTO records (id, ring_id, payload, inserted_xid)
+                         SELECT {id}, 1, payload, inserted_xid FROM records WHERE id = 1"
+                    ));
+                };
+                insert(10 * RECORDS);
                 site.run(&RUN).expect_code(0);
-                site.database.execute(
-                    "INSERT INTO records (id, ring_id, payload, inserted_xid)
-                     SELECT -5, 1, payload, inserted_xid FROM records WHERE id = 1",
-                );
-                RECORDS + 1
+                insert(5 * RECORDS);
+                RECORDS + 2
             }
         }
     }
