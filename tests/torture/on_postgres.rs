@@ -64,9 +64,10 @@ pub(crate) fn run(setting: &Setting) {
     let crashes = crashes.load(Ordering::Relaxed);
     let records = i64::try_from(intake.accepted.load(Ordering::Relaxed)).unwrap();
     let uses = judge_history(&site.database);
-    judge_data_but_for_order(&site.database, records, 0);
     if uses <= MANY_USES {
         judge_data(&site.database, records, 0);
+    } else {
+        judge_data_but_for_order(&site.database, records, 0);
     }
     judge_by_the_program(&site);
     report(&site, &driver, &intake, seconds, crashes, uses);
