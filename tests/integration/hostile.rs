@@ -156,10 +156,16 @@ fn an_sqlite_file_that_is_none_is_refused_by_name() {
     for (path, reason) in [
         (
             "text",
-            "cannot use the database sqlite://text: the database refused: file is not a database",
+            "cannot use the database sqlite://text: text is not an SQLite database, or its beginning",
         ),
-        ("folder", "cannot use the database sqlite://folder: unable to open database file"),
-        ("absent/new", "cannot use the database sqlite://absent/new: unable to open database file"),
+        (
+            "folder",
+            "cannot use the database sqlite://folder: folder is a folder: name a file in it",
+        ),
+        (
+            "absent/new",
+            "cannot use the database sqlite://absent/new: absent/new: there is no folder absent",
+        ),
     ] {
         let url = format!("sqlite://{path}");
         for command in [["migrate"].as_slice(), &["seed", "--records", "1"]] {
@@ -221,7 +227,7 @@ fn an_sqlite_file_that_may_only_be_read_is_refused_by_name() {
     assert_hopeless(
         ended,
         1,
-        "chancery.db: the database refused: attempt to write a readonly database",
+        "the database's file takes no writes: this user has no right to write ",
     );
     assert_eq!(site.database.number("SELECT count(*) AS value FROM records"), 5);
 }
