@@ -2,6 +2,7 @@
 
 use testkit::StopMode;
 
+use crate::support::database::Database;
 use crate::support::judge::judge;
 use crate::support::program::Signal;
 use crate::support::{Site, wait_until};
@@ -35,6 +36,40 @@ fn a_node_stops_when_an_older_backup_is_put_in_the_place_of_its_database() {
 }
 
 #[test]
+fn nodes_follow_a_synchronous_fail_over_by_themselves_and_lose_nothing() {
+    let primary = Site::postgres_alone().set("CHANCERY_LEASE__DURATION_S", "2");
+    let primary = primary.set("CHANCERY_LEASE__MAX_ATTEMPTS", "1000").with(12, 4_000);
+    let (server, name) = (primary.database.server(), primary.database.name());
+    let standby = server.start_standby().unwrap();
+    server.sql("postgres", "ALTER SYSTEM SET synchronous_standby_names = '*'").unwrap();
+    server.sql("postgres", "SELECT pg_reload_conf()").unwrap();
+    wait_until("the standby is synchronous", || {
+        let standbys = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'";
+        server.sql("postgres", standbys).unwrap() == "1"
+    });
+    let both = format!(
+        "postgres://postgres@127.0.0.1:{},127.0.0.1:{}/{name}?target_session_attrs=read-write",
+        server.port(),
+        standby.port()
+    );
+    let nodes = ["anvil", "bellows"].map(|node| {
+        let mut command = primary.command(&RUN);
+        command.env("CHANCERY_DATABASE__URL", &both).env("CHANCERY_NODE__NAME", node);
+        primary.start_command(command)
+    });
+    primary.wait_for_the_middle(4_000);
+    server.stop(StopMode::Immediate).unwrap();
+    standby.sql("postgres", "SELECT pg_promote()").unwrap();
+    for node in nodes {
+        let ended = node.wait().expect_code(0);
+        assert!(!ended.stderr.contains("older state"), "{ended}");
+    }
+    let kek = primary.path("kek").display().to_string();
+    let site = Site::on_database(Database::Postgres(standby.database(name)));
+    judge(&site.set("CHANCERY_KEYS__KEK_FILE", &kek), 4_000);
+}
+
+#[test]
 fn a_dump_restored_into_another_cluster_is_adopted_and_signed_to_the_end() {
     let old = Site::postgres_alone().set("CHANCERY_LEASE__DURATION_S", "1");
     let old = old.set("CHANCERY_LEASE__MAX_ATTEMPTS", "1000").with(10, 400);
@@ -53,18 +88,14 @@ fn a_dump_restored_into_another_cluster_is_adopted_and_signed_to_the_end() {
     assert!(open > 0, "nothing was in hand");
     let signed = old.signatures();
     assert!((401..700).contains(&signed), "{signed}");
-    let crate::support::database::Database::Postgres(database) = &old.database else {
-        panic!("not on PostgreSQL")
-    };
+    let Database::Postgres(database) = &old.database else { panic!("not on PostgreSQL") };
     let dump = database.dump().unwrap();
 
     let site = Site::postgres_alone().set("CHANCERY_LEASE__DURATION_S", "1");
     let site = site.set("CHANCERY_LEASE__MAX_ATTEMPTS", "1000");
     let kek = old.path("kek").display().to_string();
     let site = site.set("CHANCERY_KEYS__KEK_FILE", &kek);
-    let crate::support::database::Database::Postgres(database) = &site.database else {
-        panic!("not on PostgreSQL")
-    };
+    let Database::Postgres(database) = &site.database else { panic!("not on PostgreSQL") };
     database.restore(&dump).unwrap();
     for command in [vec!["run"], vec!["serve"], vec!["status"]] {
         let refused = site.run(&command).expect_code(1);
