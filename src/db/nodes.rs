@@ -15,15 +15,16 @@ use crate::types::{NodeId, Timestamp};
 /// For how many days a node that is gone stays listed.
 const KEPT_DAYS: i64 = 7;
 
-/// Writes down what a node says of itself: its first word makes its row. Nodes that have been
-/// gone for long are forgotten meanwhile.
+/// Writes down what a node says of itself: its first word makes its row, and `stopped` is its last,
+/// whatever comes late. Nodes that have been gone for long are forgotten meanwhile.
 pub(super) fn report<S: Session>(s: &mut S, node: &NodeId, report: &NodeReport) -> TxResult<()> {
     let now = S::NOW;
     let statement = format!(
         "INSERT INTO nodes (id, name, host, process_id, version, state, in_flight, trouble, lease_ms)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
          ON CONFLICT (id) DO UPDATE SET state = excluded.state, in_flight = excluded.in_flight,
-                                        trouble = excluded.trouble, last_seen_at = {now}"
+                                        trouble = excluded.trouble, last_seen_at = {now}
+         WHERE nodes.state <> 'stopped'"
     );
     let lease_ms = i64::try_from(report.lease.as_millis()).unwrap_or(i64::MAX).max(1);
     let binds = [

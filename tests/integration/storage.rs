@@ -51,9 +51,8 @@ fn waits_for_room(site: &Site, disk: &SmallDisk, reason: &str) {
     assert!(before > 0 && stuck < RECORDS.into());
 
     site.run(&["status"]).expect_code(0).expect_stdout("writes fail, or may soon: ");
-    // PostgreSQL finds room for some renewals, SQLite for none.
+    // What is in hand expires, unless a renewal still finds room in the log that there is.
     wait_until("a lease has passed twice", || full_since.elapsed() > 2 * LEASE);
-    assert!(site.database.is_postgres() || site.expired_uses() > 0);
     // Longer than the shortest pause between two attempts: a longer outage makes no longer log.
     let lines = run.stderr().lines().count();
     assert!(lines < 15, "{lines} lines: {}", run.stderr());

@@ -16,7 +16,7 @@ use crate::pace::{EndsWithMe, Pace};
 use crate::replay::judge_history;
 use crate::server::crash_again_and_again;
 use crate::support::Site;
-use crate::support::judge::{judge_by_the_program, judge_data, judge_data_but_for_order};
+use crate::support::judge::{check_sample, judge_by_the_program, judge_data, judge_rules};
 use crate::table::Table;
 
 const KEYS: u32 = 20;
@@ -67,7 +67,8 @@ pub(crate) fn run(setting: &Setting) {
     if uses <= MANY_USES {
         judge_data(&site.database, records, 0);
     } else {
-        judge_data_but_for_order(&site.database, records, 0);
+        judge_rules(&site.database, records, 0);
+        check_sample(&site.database, records);
     }
     judge_by_the_program(&site);
     report(&site, &driver, &intake, seconds, crashes, uses);

@@ -13,7 +13,7 @@ use crate::chance::Chance;
 use crate::pace::{EndsWithMe, Pace};
 use crate::replay::judge_history;
 use crate::support::Site;
-use crate::support::judge::{judge_by_the_program, judge_data_but_for_order};
+use crate::support::judge::{check_sample, judge_by_the_program, judge_rules};
 use crate::table::Table;
 
 const KEYS: u32 = 20;
@@ -47,7 +47,8 @@ pub(crate) fn run(setting: &Setting) {
     let check = "SELECT integrity_check AS value FROM pragma_integrity_check";
     assert_eq!(site.database.rows(check), ["ok"]);
     let uses = judge_history(&site.database);
-    judge_data_but_for_order(&site.database, records, 0);
+    judge_rules(&site.database, records, 0);
+    check_sample(&site.database, records);
     judge_by_the_program(&site);
     let reclaimed = "SELECT count(*) AS value FROM key_uses WHERE outcome = 'reclaimed'";
     let reclaimed = site.database.number(reclaimed);

@@ -10,6 +10,7 @@ use crate::types::{NodeId, NodeState};
 
 on_both! {
     a_node_s_first_report_lists_it_and_the_next_ones_change_what_it_says,
+    a_report_that_comes_late_does_not_bring_a_stopped_node_back,
     a_node_that_is_silent_for_longer_than_its_lease_counts_as_gone,
     a_node_that_has_been_gone_for_a_week_is_forgotten,
     a_report_is_no_event_of_any_ring,
@@ -62,6 +63,14 @@ fn a_node_s_first_report_lists_it_and_the_next_ones_change_what_it_says<F: Fixtu
     f.open("b").report(&report()).unwrap();
     let ids: Vec<String> = store.nodes().unwrap().into_iter().map(|node| node.id.0).collect();
     assert_eq!(ids, ["a", "b"], "in order of their start");
+}
+
+fn a_report_that_comes_late_does_not_bring_a_stopped_node_back<F: Fixture>(f: &F) {
+    let store = f.open("a");
+    store.report(&report()).unwrap();
+    store.report(&NodeReport { state: NodeState::Stopped, ..report() }).unwrap();
+    store.report(&NodeReport { state: NodeState::Draining, in_flight: 3, ..report() }).unwrap();
+    assert_eq!(only(&*store).report, NodeReport { state: NodeState::Stopped, ..report() });
 }
 
 /// Moves the last report of node a so many seconds into the past.

@@ -1,16 +1,15 @@
-//! Connections to PostgreSQL: lent, taken back, made again when they broke.
+//! Connections to PostgreSQL: r2d2's pool, and the settings of a session.
 //!
-//! Each caller hears at once why there is no connection. (r2d2 connects on threads of its own: every
-//! caller waits for its time limit, and a password that was changed looks like a server that is slow.)
+//! r2d2 connects on threads of its own and tells a caller only that its time is up. So the manager
+//! notes why connecting fails, and a caller who has nothing to wait for hears it at once.
 
-use std::ops::{Deref, DerefMut};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use diesel::Connection;
 use diesel::connection::SimpleConnection;
 use diesel::pg::PgConnection;
-use diesel::r2d2::R2D2Connection;
+use diesel::r2d2::{self, ManageConnection, PooledConnection, R2D2Connection};
 
 use super::errors::{classify, connect_error};
 use crate::db::{StoreError, StoreOptions};
@@ -19,40 +18,32 @@ use crate::types::NodeId;
 /// How long to wait for a connection that another thread of ours holds.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// How often a caller who waits looks whether connecting has failed meanwhile.
+const GLANCE: Duration = Duration::from_millis(50);
+
 /// Up to so many connections to one database.
 pub(super) struct Pool {
-    url: String,
-    settings: String,
-    most: u32,
-    state: Mutex<State>,
-    changed: Condvar,
-}
-
-#[derive(Default)]
-struct State {
-    idle: Vec<PgConnection>,
-    /// Connections that are lent.
-    lent: u32,
-    /// Callers that are making one.
-    connecting: u32,
-}
-
-/// A connection that goes back to its pool when it is dropped.
-pub(super) struct Lent<'a> {
-    pool: &'a Pool,
-    /// `None` only while it is being dropped.
-    connection: Option<PgConnection>,
+    pool: r2d2::Pool<Manager>,
+    refusal: Arc<LastRefusal>,
 }
 
 impl Pool {
     pub(super) fn new(url: &str, options: &StoreOptions) -> Self {
-        Pool {
+        let refusal = Arc::<LastRefusal>::default();
+        let manager = Manager {
             url: url.to_owned(),
             settings: session_settings(&options.node, options.lease),
-            most: options.pool_size.max(2),
-            state: Mutex::default(),
-            changed: Condvar::new(),
-        }
+            refusal: Arc::clone(&refusal),
+        };
+        let pool = r2d2::Pool::builder()
+            .max_size(options.pool_size.max(2))
+            .min_idle(Some(0))
+            .test_on_check_out(true)
+            // Half of it is the longest pause between two attempts to connect.
+            .connection_timeout(Duration::from_secs(1))
+            .error_handler(Box::new(r2d2::NopErrorHandler))
+            .build_unchecked(manager);
+        Pool { pool, refusal }
     }
 
     /// A connection that has just answered.
@@ -62,95 +53,89 @@ impl Pool {
     ///
     /// # Errors
     /// Why none came about; [`StoreError::Busy`] if all were lent for longer than 5 s.
-    pub(super) fn connection(&self) -> Result<Lent<'_>, StoreError> {
+    pub(super) fn connection(&self) -> Result<PooledConnection<Manager>, StoreError> {
         let begin = Instant::now();
-        let mut refusal = None;
-        let mut state = self.state();
         loop {
-            if let Some(mut connection) = state.idle.pop() {
-                state.lent += 1;
-                drop(state);
-                if connection.ping().is_ok() {
-                    return Ok(Lent { pool: self, connection: Some(connection) });
-                }
-                state = self.state();
-                state.lent -= 1;
-                self.changed.notify_all();
-                continue;
+            if let Ok(connection) = self.pool.get_timeout(GLANCE) {
+                return Ok(connection);
             }
-            // Once for each caller: whoever waits here is woken by every change.
-            if refusal.is_none() && state.lent + state.connecting < self.most {
-                state.connecting += 1;
-                drop(state);
-                let made = self.connect();
-                state = self.state();
-                state.connecting -= 1;
-                match made {
-                    Ok(connection) => {
-                        state.lent += 1;
-                        return Ok(Lent { pool: self, connection: Some(connection) });
-                    }
-                    Err(error) => refusal = Some(error),
-                }
-                self.changed.notify_all();
-                continue;
-            }
-            let left = PATIENCE.saturating_sub(begin.elapsed());
+            let refusal = self.refusal.since(begin);
+            let is_late = begin.elapsed() >= PATIENCE;
+            let others_have_some = self.pool.state().connections > 0;
             match refusal {
-                Some(refusal) if state.lent == 0 || left.is_zero() => return Err(refusal),
-                None if left.is_zero() => {
-                    let message = format!("all {} connections were in use too long", self.most);
+                Some(error) if is_late || !others_have_some => return Err(error),
+                None if is_late && others_have_some => {
+                    let most = self.pool.max_size();
+                    let message = format!("all of up to {most} connections were in use too long");
                     return Err(StoreError::Busy(message));
+                }
+                None if is_late => {
+                    let message = format!("no answer from the server in {PATIENCE:?}");
+                    return Err(StoreError::Unavailable(message));
                 }
                 _ => {}
             }
-            state =
-                self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
+}
 
-    fn connect(&self) -> Result<PgConnection, StoreError> {
-        let mut connection = connect(&self.url)?;
-        connection.batch_execute(&self.settings).map_err(classify)?;
-        Ok(connection)
+/// Makes and tests connections, and notes why it could not.
+pub(super) struct Manager {
+    url: String,
+    settings: String,
+    refusal: Arc<LastRefusal>,
+}
+
+/// Why the last attempt to connect that failed did so, and when.
+#[derive(Default)]
+struct LastRefusal(Mutex<Option<(Instant, StoreError)>>);
+
+impl LastRefusal {
+    fn note(&self, error: StoreError) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), error));
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn since(&self, begin: Instant) -> Option<StoreError> {
+        let refusal = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match refusal.as_ref()? {
+            (at, _) if *at < begin => None,
+            // Every caller that waits is told.
+            (_, StoreError::Connect(message)) => Some(StoreError::Connect(message.clone())),
+            (_, StoreError::Unavailable(message)) => Some(StoreError::Unavailable(message.clone())),
+            (_, other) => Some(StoreError::Unavailable(other.to_string())),
+        }
     }
 }
 
-impl Deref for Lent<'_> {
-    type Target = PgConnection;
+impl ManageConnection for Manager {
+    type Connection = PgConnection;
+    type Error = NotConnected;
 
-    #[expect(clippy::unwrap_used, reason = "only its drop takes the connection out")]
-    fn deref(&self) -> &PgConnection {
-        // Unwrap safety: only the drop takes it out.
-        self.connection.as_ref().unwrap()
-    }
-}
-
-impl DerefMut for Lent<'_> {
-    #[expect(clippy::unwrap_used, reason = "only its drop takes the connection out")]
-    fn deref_mut(&mut self) -> &mut PgConnection {
-        // Unwrap safety: as above.
-        self.connection.as_mut().unwrap()
-    }
-}
-
-impl Drop for Lent<'_> {
-    fn drop(&mut self) {
-        // A panic may have left a transaction open; a broken one has lost count of it.
-        let whole = self.connection.take().and_then(|mut connection| {
-            (!std::thread::panicking() && !connection.is_broken()).then_some(connection)
+    fn connect(&self) -> Result<PgConnection, NotConnected> {
+        let made = connect(&self.url).and_then(|mut connection| {
+            connection.batch_execute(&self.settings).map_err(classify)?;
+            Ok(connection)
         });
-        let mut state = self.pool.state();
-        state.lent -= 1;
-        state.idle.extend(whole);
-        drop(state);
-        self.pool.changed.notify_all();
+        made.map_err(|error| {
+            self.refusal.note(error);
+            NotConnected
+        })
+    }
+
+    fn is_valid(&self, connection: &mut PgConnection) -> Result<(), NotConnected> {
+        connection.ping().map_err(|_| NotConnected)
+    }
+
+    fn has_broken(&self, connection: &mut PgConnection) -> bool {
+        // A panic may have left a transaction open; a broken one has lost count of it.
+        std::thread::panicking() || connection.is_broken()
     }
 }
+
+/// There is no connection; the manager knows why.
+#[derive(Debug, thiserror::Error)]
+#[error("not connected")]
+pub(super) struct NotConnected;
 
 /// A connection of its own, which notices a server that vanished.
 ///

@@ -172,18 +172,6 @@ impl Site {
         self.database.number("SELECT count(*) AS value FROM key_uses WHERE end_tick IS NULL")
     }
 
-    /// How many of them should have been renewed or ended by now.
-    pub(crate) fn expired_uses(&self) -> i64 {
-        let now = if self.database.is_postgres() {
-            "clock_timestamp()"
-        } else {
-            "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')"
-        };
-        self.database.number(&format!(
-            "SELECT count(*) AS value FROM key_uses WHERE end_tick IS NULL AND expires_at < {now}"
-        ))
-    }
-
     /// With the program logging in as that role, on PostgreSQL.
     pub(crate) fn on_login(self, role: &str) -> Site {
         let url = self.database.url_as(role);
