@@ -15,6 +15,7 @@ use tokio::sync::Mutex as Turns;
 use super::key_set::{KeySet, KeySetError};
 use super::messages::{CheckOut, Checkout, Granted, Observe, Return, ReturnKey, Stop};
 use super::off_thread;
+use super::outage::Outages;
 use super::troubles::{Place, Reminder, Troubles};
 use crate::clock::{Clock, Deadline};
 use crate::db::{
@@ -60,22 +61,10 @@ pub struct KeyManager {
     open: BTreeMap<Fence, OpenCheckout>,
     /// A checkout may have left uses open in the database that are not in `open`.
     lost_track: bool,
-    /// Whether the database is, or was until now, unable to do anybody's work.
-    outage: Outage,
+    outages: Outages,
     failing_reclaims: Reminder,
     troubles: Troubles,
     snapshot: KeyManagerSnapshot,
-}
-
-/// What becomes of expired uses when the database could do no work for a while.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Outage {
-    /// There is none: whose lease ran out did not renew it.
-    None,
-    /// It goes on.
-    On,
-    /// It ended, and until then, on the node's clock, everybody has time to renew.
-    Over { until: Duration },
 }
 
 struct OpenCheckout {
@@ -111,6 +100,7 @@ impl KeyManager {
         troubles: Troubles,
     ) -> Self {
         let snapshot = KeyManagerSnapshot { keys: keys.len(), ..KeyManagerSnapshot::default() };
+        let outages = Outages::new(settings.lease);
         KeyManager {
             settings,
             store,
@@ -119,7 +109,7 @@ impl KeyManager {
             turns: Arc::default(),
             open: BTreeMap::new(),
             lost_track: false,
-            outage: Outage::None,
+            outages,
             failing_reclaims: Reminder::default(),
             troubles,
             snapshot,
@@ -177,44 +167,38 @@ impl KeyManager {
         }));
     }
 
-    /// Ends uses whose nodes did not, soon after their leases.
-    ///
-    /// A lease that runs out while the database can do no work says nothing of its node, and to
-    /// reclaim it would be one of the batch's few attempts. So who has seen an outage renews its own
-    /// uses first, and gives the others time for it.
+    /// Ends uses whose nodes did not, soon after their leases; after an outage it renews its own
+    /// first, and gives the others time for that.
     fn reclaim_expired(&mut self, context: &mut Context<Self>) {
         let store = Arc::clone(&self.store);
         let ring = self.settings.ring;
-        if matches!(self.outage, Outage::Over { until } if self.clock.now() >= until) {
-            self.outage = Outage::None;
-        }
-        let outage = self.outage != Outage::None;
+        let respite = self.outages.give_respite(self.clock.now());
         let own: Vec<Fence> = self.open.keys().copied().collect();
         let reclaim = off_thread(move || {
-            if !outage {
+            if !respite {
                 return store.reclaim(ring, ReclaimScope::Expired);
             }
-            if own.is_empty() {
-                store.progress(ring)?;
-            } else {
+            let terminated_sessions = store.end_frozen_sessions()?;
+            // Only a write shows that there is room for others'.
+            if !own.is_empty() {
                 store.renew(ring, &own)?;
+            } else if let Some(trouble) = store.write_trouble()? {
+                return Err(StoreError::Storage(trouble));
             }
-            Ok(Reclaimed::default())
+            Ok(Reclaimed { terminated_sessions, ..Reclaimed::default() })
         });
         context.spawn(reclaim.into_actor(self).map(|reclaimed, actor, context| {
             actor.troubles.note(Place::Reclaim, &reclaimed);
+            let now = actor.clock.now();
             match reclaimed {
                 Ok(reclaimed) => {
-                    if actor.outage == Outage::On {
-                        let until = actor.clock.now() + actor.settings.lease / 2;
-                        actor.outage = Outage::Over { until };
-                    }
+                    actor.outages.succeeded(now);
                     actor.failing_reclaims.reset();
                     actor.note_reclaim(&reclaimed);
                 }
                 Err(error) => {
                     if error.is_outage() {
-                        actor.outage = Outage::On;
+                        actor.outages.failed(now);
                     }
                     if actor.failing_reclaims.is_due() {
                         tracing::warn!(%error, "could not reclaim expired key uses");
@@ -238,7 +222,7 @@ impl KeyManager {
             }
             Err(error) => {
                 if error.is_outage() {
-                    self.outage = Outage::On;
+                    self.outages.failed(self.clock.now());
                 }
                 self.troubles.set(Place::Housekeeping, error.to_string());
                 tracing::warn!(%error, "could not renew leases");
@@ -253,7 +237,10 @@ impl KeyManager {
         }
         match house.found_lost {
             Some(Ok(())) => self.lost_track = false,
-            Some(Err(error)) => tracing::warn!(%error, "could not look for lost checkouts"),
+            Some(Err(error)) => {
+                self.troubles.set(Place::Housekeeping, error.to_string());
+                tracing::warn!(%error, "could not look for lost checkouts");
+            }
             None => {}
         }
         self.snapshot.keys = house.keys;

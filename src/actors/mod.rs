@@ -13,6 +13,7 @@ pub mod db_writer;
 pub mod key_manager;
 pub mod key_set;
 pub mod messages;
+mod outage;
 pub mod record_loader;
 pub mod signer;
 pub mod supervisor;

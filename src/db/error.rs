@@ -15,7 +15,7 @@ pub enum StoreError {
     /// The database gave way to somebody else; the transaction did not happen.
     #[error("the database is busy: {0}")]
     Busy(String),
-    /// The database has no room or its storage fails; the transaction did not happen.
+    /// The database has no room or its storage fails; the transaction may not have happened.
     #[error("the database's storage fails: {0}")]
     Storage(String),
     /// The database takes no writes, until it is promoted or its setting is changed.

@@ -107,6 +107,10 @@ pub trait Store: Send + Sync + 'static {
     /// Ends the uses that their owners cannot end any more.
     fn reclaim(&self, ring: RingId, scope: ReclaimScope) -> Result<Reclaimed, StoreError>;
 
+    /// Ends the sessions of nodes that are frozen inside a transaction, as a reclaim does first;
+    /// returns how many.
+    fn end_frozen_sessions(&self) -> Result<u32, StoreError>;
+
     /// Moves unsigned records that lie behind the cursor and in no unfinished batch back before
     /// it, so that they are signed. Returns how many.
     fn sweep(&self, ring: RingId) -> Result<u64, StoreError>;

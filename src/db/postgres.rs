@@ -60,10 +60,10 @@ impl PgStore {
     /// [`StoreError::Unavailable`] while the server cannot be reached or is starting,
     /// [`StoreError::Connect`] if it refuses this user or has no such database.
     pub fn open(url: &str, options: &StoreOptions) -> Result<Self, StoreError> {
-        let pool = Pool::new(url, options);
-        pool.connection()?;
+        // One by hand: a pool that is thrown away takes a connection that comes late with it.
+        drop(connect(url)?);
         Ok(PgStore {
-            pool,
+            pool: Pool::new(url, options),
             node: options.node.clone(),
             lease: options.lease,
             max_attempts: i32::try_from(options.max_attempts).unwrap_or(i32::MAX),
@@ -97,6 +97,21 @@ impl PgStore {
             }
             attempt += 1;
         }
+    }
+
+    /// As [`SeenTicks::check_read`], but a standby that has not caught up is no step back.
+    fn check_read<T>(
+        &self,
+        ring: RingId,
+        read: impl FnOnce() -> Result<(T, Tick), StoreError>,
+    ) -> Result<T, StoreError> {
+        let checked = self.seen.check_read(ring, read);
+        if matches!(checked, Err(StoreError::RolledBack { .. }))
+            && self.read(|c| Ok(protocol::is_standby(c)?))?
+        {
+            return Err(StoreError::Standby("the server is a standby, behind its primary".into()));
+        }
+        checked
     }
 
     /// Runs reads that need no transaction around them.
@@ -159,11 +174,11 @@ impl Store for PgStore {
     }
 
     fn reclaim(&self, ring: RingId, scope: ReclaimScope) -> Result<Reclaimed, StoreError> {
-        let terminated_sessions = self.read(|c| endings::end_old_sessions(c, self.lease))?;
+        let terminated_sessions = self.end_frozen_sessions()?;
         let mut reclaimed = Reclaimed::default();
         // A look first: every node asks often, and the ring's lock is for those who have a reason.
         let has_expired =
-            self.seen.check_read(ring, || self.read(|c| Ok(protocol::has_expired(c, ring)?)))?;
+            self.check_read(ring, || self.read(|c| Ok(protocol::has_expired(c, ring)?)))?;
         if has_expired {
             let (ended, tick) =
                 self.run_tx("reclaim", |c| endings::reclaim(self, c, ring, scope))?;
@@ -172,6 +187,10 @@ impl Store for PgStore {
         }
         reclaimed.terminated_sessions = terminated_sessions;
         Ok(reclaimed)
+    }
+
+    fn end_frozen_sessions(&self) -> Result<u32, StoreError> {
+        self.read(|c| endings::end_frozen_sessions(c, self.lease))
     }
 
     fn sweep(&self, ring: RingId) -> Result<u64, StoreError> {
@@ -184,7 +203,7 @@ impl Store for PgStore {
     }
 
     fn has_work(&self, ring: RingId) -> Result<bool, StoreError> {
-        self.seen.check_read(ring, || self.read(|c| Ok(protocol::has_work(c, ring)?)))
+        self.check_read(ring, || self.read(|c| Ok(protocol::has_work(c, ring)?)))
     }
 
     fn progress(&self, ring: RingId) -> Result<Progress, StoreError> {
@@ -305,7 +324,10 @@ impl Store for PgStore {
     }
 
     fn analyze(&self) -> Result<(), StoreError> {
-        self.read(|c| Ok(c.batch_execute("SELECT chancery_analyze()")?))
+        // Under another name: it may take longer than a lease, and is nobody frozen.
+        let statements = "BEGIN; SET LOCAL application_name = 'chancery-analyze';
+                          SELECT chancery_analyze(); COMMIT";
+        self.read(|c| Ok(c.batch_execute(statements)?))
     }
 
     fn signed_records(

@@ -155,7 +155,7 @@ fn when_one_of_three_is_killed_the_others_go_on_and_sign_what_it_had_in_hand() {
     );
     println!("what the dead node had in hand was signed {late_ms} ms after its lease");
     // Far more than the two seconds that are promised: a busy machine is no broken promise.
-    assert!(late_ms < Duration::from_secs(30).as_millis() as i64);
+    assert!(late_ms < Duration::from_secs(10).as_millis() as i64);
 }
 
 #[test]

@@ -153,17 +153,20 @@ fn a_zombie(site: &Site, point: &str, records: i64) {
     });
     site.run(&RUN).expect_code(0);
     assert_eq!(site.signatures(), records, "while the first was stopped at {point}");
-    let ends = "SELECT end_tick AS value FROM key_uses ORDER BY end_tick";
-    let before = site.database.rows(ends);
+    let tick = "SELECT tick AS value FROM rings WHERE id = 1";
+    let before = site.database.number(tick);
 
     zombie.signal(Signal::CONT);
     zombie.wait().expect_code(0);
     assert_eq!(site.signatures(), records);
-    assert_eq!(site.database.rows(ends), before, "a woken zombie ended a use: {point}");
+    assert_eq!(site.database.number(tick), before, "a woken zombie took or ended a use: {point}");
     judge(site, records);
     let late = "SELECT coalesce(max(extract(epoch FROM ended_at - expires_at)) * 1000, 0)::BIGINT
                 AS value FROM key_uses WHERE outcome = 'reclaimed'";
-    println!("{point}: reclaimed at the latest {} ms after the lease", site.database.number(late));
+    let late_ms = site.database.number(late);
+    println!("{point}: reclaimed at the latest {late_ms} ms after the lease");
+    // More than the two seconds that are promised: a busy machine is no broken promise.
+    assert!(late_ms < 10_000, "{point}: reclaimed {late_ms} ms after the lease");
 }
 
 /// Zombies on a server of their own: a transaction stopped in the middle holds up all its databases.
@@ -226,7 +229,9 @@ fn a_failure(site: &Site, point: &str, records: i64) {
     let attempts = "SELECT coalesce(max(attempts), 0) AS value FROM batches";
     let own = i64::from(matches!(Way::to(point), Way::SignerPanics | Way::AnotherDied));
     // A checkout whose reply was lost may come back by its lease.
-    assert!(site.database.number(attempts) <= own + 1, "{point} was held against batches");
+    let lost = i64::from(point == "check_out.committed");
+    let most = site.database.number(attempts);
+    assert!(most <= own + lost, "{point} was held against batches: {most} attempts");
 }
 
 /// The steps that ask the database.

@@ -8,7 +8,7 @@ use actix::prelude::*;
 use super::{State, Supervisor};
 use crate::actors::off_thread;
 use crate::actors::troubles::Place;
-use crate::db::{Blocker, NodeReport};
+use crate::db::{Blocker, NodeReport, StoreError};
 use crate::types::{BlockerKind, NodeState};
 
 /// The longest pause between two reports.
@@ -32,7 +32,12 @@ impl Supervisor {
     pub(super) fn report_for_ever(&mut self, context: &mut Context<Self>) {
         let store = Arc::clone(&self.store);
         let ring = self.settings.ring;
+        let paused = self.state == State::Paused;
         let look = off_thread(move || {
+            // Nothing else of a paused node looks for a database that went back in time.
+            if paused {
+                store.has_work(ring)?;
+            }
             let mut blockers = store.blockers()?;
             // A writer harms nobody as long as nothing waits for it.
             if !blockers.is_empty() && !store.is_held_back(ring)? {
@@ -41,9 +46,11 @@ impl Supervisor {
             Ok(blockers)
         });
         context.spawn(look.into_actor(self).map(|blockers, actor, context| {
-            // An error here shows where the work is done.
-            if let Ok(blockers) = blockers {
-                actor.note_blockers(&blockers);
+            match blockers {
+                Ok(blockers) => actor.note_blockers(&blockers),
+                Err(error @ StoreError::RolledBack { .. }) => actor.fail(error),
+                // Any other shows where the work is done.
+                Err(_) => {}
             }
             actor.report(context);
             // Not by an interval: that would make up for every report that a slow database missed.

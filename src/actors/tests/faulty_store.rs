@@ -265,6 +265,10 @@ impl Store for FaultyStore {
         self.run(Call::Reclaim, |store| store.reclaim(ring, scope))
     }
 
+    fn end_frozen_sessions(&self) -> Result<u32, StoreError> {
+        self.inner.end_frozen_sessions()
+    }
+
     fn sweep(&self, ring: RingId) -> Result<u64, StoreError> {
         self.inner.sweep(ring)
     }

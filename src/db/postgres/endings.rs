@@ -271,15 +271,19 @@ fn fail_batch(
     Ok(c.number(statement, &binds)? == 1)
 }
 
-/// Ends the sessions of nodes whose transaction is older than a lease: a process frozen inside a
-/// transaction holds the ring's lock or the cursor for everybody. Returns how many.
-pub(super) fn end_old_sessions(c: &mut PgConnection, lease: std::time::Duration) -> TxResult<u32> {
+/// Ends the sessions of nodes whose transaction has written or locked and is older than a lease: a
+/// process frozen inside one holds the ring's lock or the cursor for everybody. Returns how many. A
+/// long read harms nobody so.
+pub(super) fn end_frozen_sessions(
+    c: &mut PgConnection,
+    lease: std::time::Duration,
+) -> TxResult<u32> {
     let row: NumberRow = sql_query(
         "SELECT count(*) AS value
          FROM (SELECT pg_terminate_backend(pid) AS ended FROM pg_stat_activity
                WHERE datname = current_database() AND pid <> pg_backend_pid()
                  AND application_name LIKE 'chancery/%' AND pg_has_role(usesysid, 'USAGE')
-                 AND xact_start < clock_timestamp() - $1) t
+                 AND backend_xid IS NOT NULL AND xact_start < clock_timestamp() - $1) t
          WHERE ended",
     )
     .bind::<Interval, _>(milliseconds(lease))

@@ -95,6 +95,10 @@ impl LastRefusal {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), error));
     }
 
+    fn clear(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     fn since(&self, begin: Instant) -> Option<StoreError> {
         let refusal = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match refusal.as_ref()? {
@@ -116,10 +120,16 @@ impl ManageConnection for Manager {
             connection.batch_execute(&self.settings).map_err(classify)?;
             Ok(connection)
         });
-        made.map_err(|error| {
-            self.refusal.note(error);
-            NotConnected
-        })
+        match made {
+            Ok(connection) => {
+                self.refusal.clear();
+                Ok(connection)
+            }
+            Err(error) => {
+                self.refusal.note(error);
+                Err(NotConnected)
+            }
+        }
     }
 
     fn is_valid(&self, connection: &mut PgConnection) -> Result<(), NotConnected> {
@@ -180,8 +190,9 @@ fn with_keepalives(url: &str) -> String {
         ("keepalives_idle", "keepalives_idle=10&keepalives_interval=5&keepalives_count=3"),
         ("tcp_user_timeout", "tcp_user_timeout=20000"),
     ];
+    let query = url.split_once('?').map_or("", |(_, query)| query);
     let missing: Vec<&str> =
-        settings.iter().filter(|(name, _)| !url.contains(name)).map(|(_, text)| *text).collect();
+        settings.iter().filter(|(name, _)| !query.contains(name)).map(|(_, text)| *text).collect();
     if missing.is_empty() {
         url.to_owned()
     } else {

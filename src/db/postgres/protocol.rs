@@ -10,7 +10,7 @@ use diesel::sql_types::{Array, BigInt, Interval, Text};
 use diesel::{QueryResult, RunQueryDsl, sql_query};
 
 use super::{CURRENT_XID, PgStore, int, ring_bind};
-use crate::db::models::{BatchRow, EdgeRow, PositionRow, RecordRow, RingRow, ranges};
+use crate::db::models::{BatchRow, EdgeRow, FlagRow, PositionRow, RecordRow, RingRow, ranges};
 use crate::db::shared::{self, Bind, Session, TxResult};
 use crate::db::{CheckOut, CheckedOut, KeyUse, Ring};
 use crate::failpoint::pass;
@@ -281,4 +281,8 @@ pub(super) fn has_expired(c: &mut PgConnection, ring: RingId) -> QueryResult<(bo
 /// A truth and a tick in one number: the tick where it is true, its complement where it is not.
 fn flag_and_tick(value: i64) -> (bool, Tick) {
     if value >= 0 { (true, Tick(value)) } else { (false, Tick(-value - 1)) }
+}
+
+pub(super) fn is_standby(c: &mut PgConnection) -> QueryResult<bool> {
+    Ok(c.row::<FlagRow>("SELECT pg_is_in_recovery() AS value", &[])?.value)
 }
