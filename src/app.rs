@@ -25,8 +25,9 @@ use crate::actors::troubles::Troubles;
 use crate::clock::{BootClock, Clock};
 use crate::config::{Config, EngineName};
 use crate::db::{HeldSigningLock, NodeReport, ReclaimScope, Ring, Store};
+use crate::http::Watched;
 use crate::signing::Engine;
-use crate::types::{NodeId, NodeState};
+use crate::types::{NodeId, NodeState, RingId};
 
 pub use connect::{
     Connected, MissingDatabase, ask_database, connect, wait_for_database, wait_for_signing_lock,
@@ -72,6 +73,8 @@ pub struct Node {
     writer: Addr<DbWriter>,
     store: Arc<dyn Store>,
     report: NodeReport,
+    ring: RingId,
+    troubles: Troubles,
     finished: oneshot::Receiver<Finished>,
     _lock: Option<HeldSigningLock>,
 }
@@ -149,7 +152,7 @@ impl Node {
             loader,
             signer,
             writer: writer.clone(),
-            troubles,
+            troubles: troubles.clone(),
         };
         let until_done = mode == Mode::UntilDone;
         let settings = SupervisorSettings {
@@ -166,7 +169,17 @@ impl Node {
         };
         let (supervisor, finished) = Supervisor::new(settings, Arc::clone(&store), clock, team);
         let supervisor = supervisor.start();
-        Ok(Node { supervisor, key_manager, writer, store, report, finished, _lock: lock })
+        Ok(Node {
+            supervisor,
+            key_manager,
+            writer,
+            store,
+            report,
+            ring: ring.id,
+            troubles,
+            finished,
+            _lock: lock,
+        })
     }
 
     /// Waits until the node's work has ended. The node stays observable, and must be stopped.
@@ -176,6 +189,17 @@ impl Node {
             Err(_) => Finished::Failed(crate::db::StoreError::Database(
                 "the supervisor is gone; the log says why".to_owned(),
             )),
+        }
+    }
+
+    /// What may be seen of it over HTTP.
+    #[must_use]
+    pub fn watched(&self) -> Watched {
+        Watched {
+            supervisor: self.supervisor.clone(),
+            troubles: self.troubles.clone(),
+            store: Arc::clone(&self.store),
+            ring: self.ring,
         }
     }
 

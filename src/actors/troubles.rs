@@ -22,6 +22,19 @@ pub(super) enum Place {
     Blocker,
 }
 
+impl Place {
+    fn word(self) -> &'static str {
+        match self {
+            Place::CheckOut => "checkout",
+            Place::Store => "store",
+            Place::Housekeeping => "renewal",
+            Place::Reclaim => "reclaim",
+            Place::Waiting => "no active key",
+            Place::Blocker => "long transaction",
+        }
+    }
+}
+
 /// The node's troubles, shared by its actors.
 #[derive(Clone, Debug, Default)]
 pub struct Troubles(Arc<Mutex<BTreeMap<Place, String>>>);
@@ -41,6 +54,18 @@ impl Troubles {
 
     pub(super) fn clear(&self, place: Place) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&place);
+    }
+
+    /// Where there are troubles that keep this node from its work, each place by a word. Somebody's
+    /// long transaction is not among them: it slows all nodes down, and may harm nothing.
+    #[must_use]
+    pub fn places(&self) -> Vec<&'static str> {
+        let troubles = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        troubles
+            .keys()
+            .filter(|place| **place != Place::Blocker)
+            .map(|place| place.word())
+            .collect()
     }
 
     /// All of them in one line, each once; `None` if there are none.

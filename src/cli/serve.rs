@@ -1,5 +1,6 @@
 //! `chancery serve`
 
+use std::net::TcpListener;
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -40,16 +41,17 @@ impl Serve {
         };
         actix::System::new().block_on(async move {
             let mut signals = Signals::listen()?;
-            let server = http::bind(bind, Arc::clone(&parts.store), ring.name.clone())
+            let listener = TcpListener::bind(bind)
                 .with_context(|| format!("cannot listen on {bind} (http.bind)"))?;
             tracing::info!(
                 node = %parts.node, ring = ring.name, database = database.name, %bind,
                 keys = parts.keys.len(), batch_size = parts.config.signing.batch_size.records(),
                 "serving"
             );
+            let mut node = Node::start(parts)?;
+            let server = http::serve(listener, node.watched()).context("cannot serve HTTP")?;
             let handle = server.handle();
             actix::spawn(server);
-            let mut node = Node::start(parts)?;
             let finished = tokio::select! {
                 finished = node.finished() => finished,
                 signal = signals.next() => {

@@ -8,7 +8,7 @@ use diesel::Connection;
 use diesel::connection::SimpleConnection;
 use diesel::pg::{Pg, PgConnection};
 use diesel::result::DatabaseErrorKind;
-use diesel::sqlite::Sqlite;
+use diesel::sqlite::{Sqlite, SqliteConnection};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
 use super::models::{FlagRow, TextRow};
@@ -170,20 +170,22 @@ fn grants(role: &str) -> String {
 /// [`StoreError::Schema`] if it is older or newer.
 pub fn check(url: &DatabaseUrl) -> Result<(), StoreError> {
     match url {
-        DatabaseUrl::Postgres { url } => {
-            let mut connection = postgres::connect(url)?;
-            check_current(&mut connection, &versions::<Pg>(&POSTGRES)?)?;
-            if is_of_this_cluster(&mut connection)? {
-                Ok(())
-            } else {
-                Err(SchemaError::OtherCluster.into())
-            }
-        }
+        DatabaseUrl::Postgres { url } => check_postgres(&mut postgres::connect(url)?),
         DatabaseUrl::Sqlite { path } => {
-            let mut connection = sqlite::open_file(path, SQLITE_SETTINGS)?;
-            check_current(&mut connection, &versions::<Sqlite>(&SQLITE)?)
+            check_sqlite(&mut sqlite::open_file(path, SQLITE_SETTINGS)?)
         }
     }
+}
+
+/// As [`check`], over a connection that is there.
+pub(super) fn check_postgres(connection: &mut PgConnection) -> Result<(), StoreError> {
+    check_current(connection, &versions::<Pg>(&POSTGRES)?)?;
+    if is_of_this_cluster(connection)? { Ok(()) } else { Err(SchemaError::OtherCluster.into()) }
+}
+
+/// As [`check`], over a connection that is there.
+pub(super) fn check_sqlite(connection: &mut SqliteConnection) -> Result<(), StoreError> {
+    check_current(connection, &versions::<Sqlite>(&SQLITE)?)
 }
 
 /// The newest schema version that this program knows.

@@ -16,6 +16,7 @@ mod seen;
 mod shared;
 mod sqlite;
 mod values;
+mod watch;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,9 +32,10 @@ pub use error::{MakeKeyError, Refusal, StoreError};
 pub use postgres::PgStore;
 pub use sqlite::{HeldSigningLock, SigningLock, SqliteStore};
 pub use values::{
-    Batch, BatchKey, Blocker, CheckOut, CheckedOut, ClaimedBatch, GiveUp, Inserted, KekCheck, Key,
-    KeyUse, Membership, NewKey, NewRecord, Node, NodeReport, OpenUse, Progress, ReclaimScope,
-    Reclaimed, Remaining, Ring, SealedKeyRow, Shortage, SignedBatch, SignedRecord, StoreOutcome,
+    Backlog, Batch, BatchKey, Blocker, CheckOut, CheckedOut, ClaimedBatch, GiveUp, Inserted,
+    KekCheck, Key, KeyUse, Membership, NewKey, NewRecord, Node, NodeReport, OpenUse, Progress,
+    ReclaimScope, Reclaimed, Remaining, Ring, SealedKeyRow, Shortage, SignedBatch, SignedRecord,
+    StoreOutcome,
 };
 
 /// How a store connects.
@@ -127,6 +129,9 @@ pub trait Store: Send + Sync + 'static {
     /// How many records the ring has, signed or not.
     fn record_count(&self, ring: RingId) -> Result<u64, StoreError>;
 
+    /// What waits in the ring, with records behind the cursor counted up to `most`; takes no lock.
+    fn backlog(&self, ring: RingId, most: u32) -> Result<Backlog, StoreError>;
+
     /// Whether records behind the cursor wait for somebody's transaction to end; takes no lock.
     fn is_held_back(&self, ring: RingId) -> Result<bool, StoreError>;
 
@@ -136,6 +141,12 @@ pub trait Store: Send + Sync + 'static {
     /// What would keep writes from succeeding now, for people: a disk that is full or nearly so, a
     /// standby, a file that is read-only. `None` if nothing can be seen; it changes nothing.
     fn write_trouble(&self) -> Result<Option<String>, StoreError>;
+
+    /// Checks that the schema is still the one this program knows.
+    ///
+    /// # Errors
+    /// [`StoreError::Schema`] if it is not.
+    fn check_schema(&self) -> Result<(), StoreError>;
 
     // Nodes.
 
@@ -182,6 +193,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// The keys of a ring with their sealed private keys: those that are active.
     fn sealed_keys(&self, ring: RingId) -> Result<Vec<SealedKeyRow>, StoreError>;
+
+    /// The raw public keys of every ring that are active or retired, in order of id.
+    fn public_keys(&self) -> Result<Vec<Vec<u8>>, StoreError>;
 
     /// Changes a key's status, with its event in the ring's history.
     ///

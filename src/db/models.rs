@@ -44,6 +44,13 @@ pub(super) struct FlagRow {
     pub(super) value: bool,
 }
 
+/// Some bytes, named `value`.
+#[derive(QueryableByName)]
+pub(super) struct BytesRow {
+    #[diesel(sql_type = Binary)]
+    pub(super) value: Vec<u8>,
+}
+
 /// One text, named `value`.
 #[derive(QueryableByName)]
 pub(super) struct TextRow {

@@ -25,12 +25,12 @@ use super::models::TextRow;
 use super::seen::SeenTicks;
 use super::shared::{self, Session, TxError, TxResult};
 use super::{
-    Batch, BatchKey, Blocker, CheckOut, CheckedOut, GiveUp, Inserted, KekCheck, Key, MakeKeyError,
-    Membership, NewKey, NewRecord, Node, NodeReport, OpenUse, Progress, ReclaimScope, Reclaimed,
-    Remaining, Ring, SealedKeyRow, SignedBatch, SignedRecord, Store, StoreError, StoreOptions,
-    StoreOutcome,
+    Backlog, Batch, BatchKey, Blocker, CheckOut, CheckedOut, GiveUp, Inserted, KekCheck, Key,
+    MakeKeyError, Membership, NewKey, NewRecord, Node, NodeReport, OpenUse, Progress, ReclaimScope,
+    Reclaimed, Remaining, Ring, SealedKeyRow, SignedBatch, SignedRecord, Store, StoreError,
+    StoreOptions, StoreOutcome,
 };
-use super::{keys, nodes};
+use super::{keys, migrate, nodes, watch};
 use crate::failpoint;
 use crate::ledger::Event;
 use crate::types::{
@@ -284,6 +284,18 @@ impl Store for SqliteStore {
 
     fn record_count(&self, ring: RingId) -> Result<u64, StoreError> {
         self.read(|c| shared::record_count(c, ring))
+    }
+
+    fn backlog(&self, ring: RingId, most: u32) -> Result<Backlog, StoreError> {
+        self.read(|c| watch::backlog(c, ring, most))
+    }
+
+    fn check_schema(&self) -> Result<(), StoreError> {
+        self.read(|c| Ok(migrate::check_sqlite(c)?))
+    }
+
+    fn public_keys(&self) -> Result<Vec<Vec<u8>>, StoreError> {
+        self.read(watch::public_keys)
     }
 
     fn is_held_back(&self, _: RingId) -> Result<bool, StoreError> {

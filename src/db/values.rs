@@ -134,6 +134,17 @@ pub struct Progress {
     pub tick: i64,
 }
 
+/// What waits to be signed, for those who watch: cheap, and so an estimate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Backlog {
+    /// Records behind the cursor, which no batch has taken yet; counted up to a limit only.
+    pub waiting: u64,
+    /// Records in batches that are open or wait for another attempt.
+    pub in_batches: u64,
+    /// How long the oldest of them has been there, by the database's clock.
+    pub oldest: Option<Duration>,
+}
+
 /// What is left to sign, by the records themselves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Remaining {

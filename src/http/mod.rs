@@ -1,34 +1,60 @@
-//! What the service says over HTTP: whether it lives, and whether it can work.
+//! What can be seen of a node over HTTP without a token: whether it lives and can work, and
+//! the public keys.
 
-use std::net::SocketAddr;
+mod cached;
+mod health;
+mod jwks;
+mod problem;
+mod request;
+
+use std::net::TcpListener;
 use std::sync::Arc;
+use std::time::Duration;
 
+use actix::Addr;
 use actix_web::dev::Server;
-use actix_web::web::{self, Data};
-use actix_web::{App, HttpResponse, HttpServer};
+use actix_web::middleware::from_fn;
+use actix_web::web::{self, Data, ServiceConfig};
+use actix_web::{App, FromRequest, Handler, HttpServer, Resource, Responder};
 
-use crate::actors::off_thread;
+use crate::actors::supervisor::Supervisor;
+use crate::actors::troubles::Troubles;
 use crate::db::Store;
+use crate::types::RingId;
 
-/// What the handlers share.
-struct Shared {
-    store: Arc<dyn Store>,
-    ring: String,
+/// How long an answer may wait for an actor or the database.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What may be seen of a node.
+#[derive(Clone)]
+pub struct Watched {
+    /// Its Supervisor.
+    pub supervisor: Addr<Supervisor>,
+    /// What keeps it from its work.
+    pub troubles: Troubles,
+    /// The database.
+    pub store: Arc<dyn Store>,
+    /// The ring that it signs.
+    pub ring: RingId,
 }
 
-/// Binds the endpoints; the server runs when it is awaited or spawned.
+/// Answers on `listener`; the server runs when it is awaited or spawned.
 ///
 /// # Errors
-/// If the address is not to be had.
-pub fn bind(address: SocketAddr, store: Arc<dyn Store>, ring: String) -> std::io::Result<Server> {
-    let shared = Data::new(Shared { store, ring });
+/// If the listener cannot be used.
+pub fn serve(listener: TcpListener, watched: Watched) -> std::io::Result<Server> {
+    let health = Data::new(health::Health::default());
+    let jwks = Data::new(jwks::PublicKeys::default());
+    let watched = Data::new(watched);
     let app = move || {
         App::new()
-            .app_data(Data::clone(&shared))
-            .route("/live", web::get().to(live))
-            .route("/ready", web::get().to(ready))
+            .wrap(from_fn(request::answer))
+            .app_data(Data::clone(&watched))
+            .app_data(Data::clone(&health))
+            .app_data(Data::clone(&jwks))
+            .configure(endpoints)
     };
-    let server = HttpServer::new(app).workers(1).disable_signals().bind(address)?;
+    let server = HttpServer::new(app).workers(1).disable_signals().listen(listener)?;
     // Port 0 was the system's to choose.
     for address in server.addrs() {
         tracing::info!(%address, "listening");
@@ -36,28 +62,23 @@ pub fn bind(address: SocketAddr, store: Arc<dyn Store>, ring: String) -> std::io
     Ok(server.run())
 }
 
-/// The process runs.
-async fn live() -> HttpResponse {
-    HttpResponse::Ok().content_type("text/plain").body("live\n")
+fn endpoints(config: &mut ServiceConfig) {
+    config
+        .service(shown("/live", health::live))
+        .service(shown("/ready", health::ready))
+        .service(shown("/.well-known/jwks.json", jwks::jwks))
+        .default_service(web::to(problem::not_found));
 }
 
-/// The database answers, and the ring has a key that may sign.
-async fn ready(shared: Data<Shared>) -> HttpResponse {
-    let work = {
-        let shared = Data::clone(&shared);
-        move || {
-            let ring = shared.store.ring(&shared.ring)?;
-            Ok(!shared.store.sealed_keys(ring.id)?.is_empty())
-        }
-    };
-    let (ready, reason) = match off_thread(work).await {
-        Ok(true) => (true, "ready\n"),
-        Ok(false) => (false, "not ready: the ring has no active key\n"),
-        Err(error) => {
-            tracing::warn!(%error, "not ready");
-            (false, "not ready: the database does not answer\n")
-        }
-    };
-    let mut answer = if ready { HttpResponse::Ok() } else { HttpResponse::ServiceUnavailable() };
-    answer.content_type("text/plain").body(reason)
+/// What a path shows, and that there is nothing else to do with it.
+fn shown<F, Args>(path: &str, handler: F) -> Resource
+where
+    F: Handler<Args>,
+    Args: FromRequest + 'static,
+    F::Output: Responder + 'static,
+{
+    web::resource(path)
+        .route(web::get().to(handler.clone()))
+        .route(web::head().to(handler))
+        .default_service(web::to(problem::method_not_allowed))
 }

@@ -20,6 +20,7 @@ mod configuration;
 mod database_errors;
 mod failures;
 mod hostile;
+mod http;
 mod import_export;
 mod interruption;
 mod main_job;

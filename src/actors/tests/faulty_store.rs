@@ -5,10 +5,10 @@ use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
 use crate::db::{
-    Batch, BatchKey, Blocker, CheckOut, CheckedOut, GiveUp, Inserted, KekCheck, Key, MakeKeyError,
-    Membership, NewKey, NewRecord, Node, NodeReport, OpenUse, Progress, ReclaimScope, Reclaimed,
-    Remaining, Ring, SealedKeyRow, SignedBatch, SignedRecord, SigningLock, SqliteStore, Store,
-    StoreError, StoreOutcome,
+    Backlog, Batch, BatchKey, Blocker, CheckOut, CheckedOut, GiveUp, Inserted, KekCheck, Key,
+    MakeKeyError, Membership, NewKey, NewRecord, Node, NodeReport, OpenUse, Progress, ReclaimScope,
+    Reclaimed, Remaining, Ring, SealedKeyRow, SignedBatch, SignedRecord, SigningLock, SqliteStore,
+    Store, StoreError, StoreOutcome,
 };
 use crate::ledger::Event;
 use crate::types::{
@@ -287,6 +287,18 @@ impl Store for FaultyStore {
 
     fn record_count(&self, ring: RingId) -> Result<u64, StoreError> {
         self.inner.record_count(ring)
+    }
+
+    fn backlog(&self, ring: RingId, most: u32) -> Result<Backlog, StoreError> {
+        self.inner.backlog(ring, most)
+    }
+
+    fn check_schema(&self) -> Result<(), StoreError> {
+        self.inner.check_schema()
+    }
+
+    fn public_keys(&self) -> Result<Vec<Vec<u8>>, StoreError> {
+        self.inner.public_keys()
     }
 
     fn is_held_back(&self, ring: RingId) -> Result<bool, StoreError> {

@@ -1,0 +1,152 @@
+//! `/live` and `/ready`: whether the process runs, and whether it can do its work.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix_web::http::header::{Accept, CACHE_CONTROL, Header, Quality};
+use actix_web::web::Data;
+use actix_web::{HttpRequest, HttpResponse};
+use serde::Serialize;
+use tokio::time::timeout;
+
+use super::cached::Cached;
+use super::{PATIENCE, Watched};
+use crate::actors::messages::Observe;
+use crate::actors::supervisor::State;
+use crate::db::{Backlog, StoreError};
+
+/// Records that wait are counted up to so many.
+const MOST_COUNTED: u32 = 100_000;
+
+/// What the database said a little while ago.
+pub(super) struct Health(Cached<Database>);
+
+impl Default for Health {
+    fn default() -> Self {
+        Health(Cached::new(Duration::from_secs(1)))
+    }
+}
+
+struct Database {
+    schema_fits: bool,
+    active_keys: usize,
+    backlog: Backlog,
+}
+
+/// Whether the node can work, and each part that it takes.
+#[derive(Serialize)]
+struct Readiness {
+    ready: bool,
+    parts: Vec<Part>,
+}
+
+#[derive(Serialize)]
+struct Part {
+    part: &'static str,
+    ready: bool,
+    detail: String,
+}
+
+/// The process runs.
+pub(super) async fn live() -> HttpResponse {
+    HttpResponse::Ok().content_type("text/plain").body("live\n")
+}
+
+/// Each part that the node's work takes, and whether all are ready.
+pub(super) async fn ready(
+    request: HttpRequest,
+    watched: Data<Watched>,
+    health: Data<Health>,
+) -> HttpResponse {
+    let store = Arc::clone(&watched.store);
+    let ring = watched.ring;
+    let database = health.0.ask(move || {
+        let schema_fits = match store.check_schema() {
+            Ok(()) => true,
+            Err(StoreError::Schema(_)) => false,
+            Err(error) => return Err(error),
+        };
+        Ok(Database {
+            schema_fits,
+            active_keys: store.sealed_keys(ring)?.len(),
+            backlog: store.backlog(ring, MOST_COUNTED)?,
+        })
+    });
+    let mut parts = of_database(database.await.as_deref());
+    parts.push(signing(&watched).await);
+    let readiness = Readiness { ready: parts.iter().all(|part| part.ready), parts };
+    let mut answer =
+        if readiness.ready { HttpResponse::Ok() } else { HttpResponse::ServiceUnavailable() };
+    answer.insert_header((CACHE_CONTROL, "no-store"));
+    if wants_json(&request) {
+        answer.json(readiness)
+    } else {
+        answer.content_type("text/plain").body(in_words(&readiness))
+    }
+}
+
+fn of_database(database: Option<&Database>) -> Vec<Part> {
+    let part = |part, ready, detail: String| Part { part, ready, detail };
+    let Some(Database { schema_fits, active_keys, backlog }) = database else {
+        let unknown = |name| part(name, false, "unknown without the database".to_owned());
+        return vec![
+            part("database", false, "it does not answer; the log says why".to_owned()),
+            unknown("migrations"),
+            unknown("keys"),
+        ];
+    };
+    let schema = if *schema_fits {
+        "up to date"
+    } else {
+        "the schema is not the one that this program knows"
+    };
+    let keys = match active_keys {
+        0 => "the ring has no active key".to_owned(),
+        keys => format!("{keys} active"),
+    };
+    // Work that waits is no reason to take a node out of service: it is what the node is for.
+    let lag = match backlog.oldest {
+        None => "nothing waits".to_owned(),
+        Some(oldest) => {
+            let waiting = backlog.waiting + backlog.in_batches;
+            format!("{waiting} records wait, the oldest for {:.1} s", oldest.as_secs_f64())
+        }
+    };
+    vec![
+        part("database", true, "it answers".to_owned()),
+        part("migrations", *schema_fits, schema.to_owned()),
+        part("keys", *active_keys > 0, keys),
+        part("lag", true, lag),
+    ]
+}
+
+async fn signing(watched: &Watched) -> Part {
+    let observed = timeout(PATIENCE, watched.supervisor.send(Observe::new())).await;
+    let troubles = watched.troubles.places();
+    let (ready, detail) = match observed.ok().and_then(Result::ok).map(|seen| seen.state) {
+        None => (false, "stopped".to_owned()),
+        Some(State::Paused) => (false, "paused".to_owned()),
+        Some(State::Draining) => (false, "draining".to_owned()),
+        Some(State::Running) if troubles.is_empty() => (true, "running".to_owned()),
+        Some(State::Running) => (false, format!("in trouble: {}", troubles.join(", "))),
+    };
+    Part { part: "signing", ready, detail }
+}
+
+fn in_words(readiness: &Readiness) -> String {
+    if readiness.ready {
+        return "ready\n".to_owned();
+    }
+    let missing = readiness.parts.iter().filter(|part| !part.ready);
+    missing.map(|part| format!("not ready: {}: {}\n", part.part, part.detail)).collect()
+}
+
+/// Whether the client prefers JSON (RFC 9110, section 12.5.1).
+fn wants_json(request: &HttpRequest) -> bool {
+    let Ok(mut accept) = Accept::parse(request) else { return false };
+    accept.0.retain(|item| item.quality > Quality::ZERO);
+    let ranked = accept.ranked();
+    let known = ["application/json", "text/plain", "text/*", "*/*"];
+    let first = ranked.iter().map(|mime| mime.essence_str()).find(|mime| known.contains(mime));
+    first == Some("application/json")
+}
