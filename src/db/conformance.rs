@@ -31,6 +31,7 @@ mod sqlite_only;
 mod state_machine;
 mod store;
 mod sweep;
+mod watch;
 
 /// Makes each of the functions over a `Fixture` a test of either database.
 macro_rules! on_both {
