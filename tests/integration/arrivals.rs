@@ -17,7 +17,13 @@ on_both_databases! {
 
 fn records_that_arrive_by_sql_during_a_run_are_signed_by_it(site: Site) {
     let site = site.with(20, 20_000);
-    let run = site.start(&["run", "--batch-size", "20"]);
+    // It halts between checkouts now and again: else a fast run could end before the insertion, which
+    // has to wait for a moment without a writer on SQLite.
+    let halts: Vec<String> =
+        (3..9).map(|n| format!("key_manager.checking_out=delay@{n}")).collect();
+    let mut command = site.command(&["run", "--batch-size", "20"]);
+    command.env("CHANCERY_FAILPOINTS", halts.join(","));
+    let run = site.start_command(command);
     site.wait_for_the_middle(20_000);
     insert(&site, "during", 1_000);
     run.wait().expect_code(0).expect_stdout("signed 21,000 records");
