@@ -78,6 +78,10 @@ pub(super) fn connect_error(error: ConnectionError) -> StoreError {
 pub(in crate::db) fn classify(error: DieselError) -> StoreError {
     let DieselError::DatabaseError(kind, info) = &error else {
         return match error {
+            // Only a COPY writes by itself: the connection broke in the middle of it.
+            DieselError::SerializationError(error) => {
+                StoreError::Unavailable(one_line(&format!("a COPY broke off: {error}")))
+            }
             DieselError::BrokenTransactionManager => {
                 StoreError::Unavailable("the connection broke inside a transaction".to_owned())
             }
