@@ -26,6 +26,7 @@ use crate::clock::{BootClock, Clock};
 use crate::config::{Config, EngineName};
 use crate::db::{HeldSigningLock, NodeReport, ReclaimScope, Ring, Store};
 use crate::http::Watched;
+use crate::metrics::Timings;
 use crate::signing::Engine;
 use crate::types::{NodeId, NodeState, RingId};
 
@@ -114,6 +115,7 @@ impl Node {
         }
         let clock: Arc<dyn Clock> = Arc::new(BootClock);
         let troubles = Troubles::default();
+        let timings = Timings::default();
         let report = first_report(&config);
         let sizes = Sizes::of(&config);
         let lease = config.lease.duration();
@@ -121,7 +123,7 @@ impl Node {
         let key_manager = KeyManager::new(
             KeyManagerSettings {
                 ring: ring.id,
-                node,
+                node: node.clone(),
                 batch_size: config.signing.batch_size,
                 lease,
             },
@@ -129,6 +131,7 @@ impl Node {
             Arc::clone(&clock),
             keys,
             troubles.clone(),
+            timings.clone(),
         )
         .start();
         let loader = SyncArbiter::start(sizes.loaders, {
@@ -153,10 +156,12 @@ impl Node {
             signer,
             writer: writer.clone(),
             troubles: troubles.clone(),
+            timings: timings.clone(),
         };
         let until_done = mode == Mode::UntilDone;
         let settings = SupervisorSettings {
             ring: ring.id,
+            node,
             until_done,
             max_in_flight: sizes.max_in_flight,
             max_in_flight_bytes: config.signing.max_in_flight_bytes,

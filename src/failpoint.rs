@@ -78,6 +78,7 @@ pub const POINTS: &[(&str, &[&str])] = &[
     ("report", &["begun", "committed"]),
     ("keys", &["begun", "committed"]),
     ("intake", &["begun", "committed"]),
+    ("admin", &["begun", "committed"]),
     ("key_manager", &["checking_out", "checked_out", "returning"]),
     ("supervisor", &["starting", "settled"]),
     ("batch", &["started", "loaded", "signed", "stored", "ended"]),

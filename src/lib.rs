@@ -2,7 +2,7 @@
 //! prove afterwards that it kept its rules.
 //!
 //! The floors, each importing only from lower ones: [`types`], [`clock`] and [`failpoint`] < [`ledger`],
-//! [`signing`], [`config`] < [`keyring`] < [`db`] < [`inspect`] < `actors` < `http` < `app` <
+//! [`signing`], [`config`] < [`keyring`], [`metrics`] < [`db`] < [`inspect`] < `actors` < `http` < `app` <
 //! `cli` < `main`.
 
 pub mod actors;
@@ -17,6 +17,7 @@ pub mod inspect;
 pub mod intake;
 pub mod keyring;
 pub mod ledger;
+pub mod metrics;
 pub mod seed;
 pub mod signing;
 pub mod types;

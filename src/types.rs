@@ -41,6 +41,10 @@ id! {
     BatchId
 }
 id! {
+    /// A row of `tokens`.
+    TokenId
+}
+id! {
     /// The ring's logical clock: plus one for each event on the ring, without a gap.
     Tick
 }
@@ -150,8 +154,7 @@ macro_rules! words {
     ($(#[$doc:meta])* $name:ident, $what:literal { $($(#[$vdoc:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        #[serde(rename_all = "snake_case")]
-        pub enum $name { $($(#[$vdoc])* $variant),+ }
+        pub enum $name { $($(#[$vdoc])* #[serde(rename = $word)] $variant),+ }
 
         impl $name {
             /// Every value, in the order of the documentation.
@@ -246,6 +249,29 @@ words! {
         Prepared = "prepared",
         /// It reads from an old snapshot: checkouts grow slower until it ends.
         Snapshot = "snapshot",
+    }
+}
+
+words! {
+    /// What a token's bearer may do over HTTP.
+    Role, "role" {
+        /// Look at everything but secrets, and pick signatures up.
+        Reader = "reader",
+        /// Steer: pause, resume, drain, retry, audit; and all that a reader may.
+        Operator = "operator",
+        /// Make keys and change their status; and all that a reader may.
+        KeyAdmin = "key-admin",
+        /// Add records, and nothing else.
+        Writer = "writer",
+    }
+}
+
+impl Role {
+    /// Whether who has this role may do what `needed` is asked for.
+    #[must_use]
+    pub fn covers(self, needed: Role) -> bool {
+        self == needed
+            || (needed == Role::Reader && matches!(self, Role::Operator | Role::KeyAdmin))
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use tokio::sync::{Semaphore, SemaphorePermit};
+use tracing::Instrument;
 
 use super::db_writer::DbWriter;
 use super::key_manager::KeyManager;
@@ -20,10 +21,11 @@ use super::record_loader::RecordLoader;
 use super::signer::Signer;
 use super::troubles::Troubles;
 use crate::clock::Clock;
-use crate::db::{SignedBatch, StoreError};
+use crate::db::{KeyUse, SignedBatch, StoreError};
 use crate::failpoint::reach;
+use crate::metrics::{Timings, seconds};
 use crate::signing::Signature;
-use crate::types::{Outcome, Position, Record, RecordId};
+use crate::types::{NodeId, Outcome, Position, Record, RecordId};
 
 /// The unit of the permits on payload bytes.
 const PERMIT_BYTES: usize = 1024;
@@ -48,6 +50,10 @@ pub(super) struct Stations {
     pub(super) max_attempts: u32,
     /// Where what keeps the node from its work is noted.
     pub(super) troubles: Troubles,
+    /// Where it is noted how long each step took.
+    pub(super) timings: Timings,
+    /// This start of this process, for the log.
+    pub(super) node: NodeId,
 }
 
 impl Stations {
@@ -114,9 +120,17 @@ impl From<StoreError> for Failure {
     }
 }
 
-/// Takes a batch to its end.
+/// Takes a batch to its end, in a span of its own.
 pub(super) async fn run(stations: Stations, checkout: Checkout) -> BatchEnd {
-    let key_use = checkout.batch.key_use;
+    let KeyUse { ring, fence, batch, key } = checkout.batch.key_use;
+    let span = tracing::info_span!(
+        "batch", %ring, %batch, %key, %fence, node = %stations.node,
+        records = checkout.batch.range.record_count
+    );
+    take_to_its_end(stations, checkout).instrument(span).await
+}
+
+async fn take_to_its_end(stations: Stations, checkout: Checkout) -> BatchEnd {
     let records = u64::from(checkout.batch.range.record_count);
     reach("batch", "started");
     match sign_and_store(&stations, &checkout).await {
@@ -129,8 +143,7 @@ pub(super) async fn run(stations: Stations, checkout: Checkout) -> BatchEnd {
         Err(Failure::Fenced(outcome)) => {
             return_key(&stations, &checkout, Return::Ended(outcome)).await;
             tracing::warn!(
-                ring = %key_use.ring, fence = %key_use.fence, batch = %key_use.batch,
-                key = %key_use.key, %outcome, "fenced: threw away what another node signs"
+                %outcome, "fenced: threw away what another node signs"
             );
             BatchEnd::Fenced
         }
@@ -146,11 +159,7 @@ async fn give_up(
     reason: String,
     blame: bool,
 ) -> BatchEnd {
-    let key_use = checkout.batch.key_use;
-    tracing::warn!(
-        ring = %key_use.ring, fence = %key_use.fence, batch = %key_use.batch,
-        key = %key_use.key, attempts = checkout.batch.attempts, reason, "giving a batch up"
-    );
+    tracing::warn!(attempts = checkout.batch.attempts, reason, "giving a batch up");
     let how = Return::GiveUp { failure: blame.then(|| reason.clone()) };
     match return_key(stations, checkout, how).await {
         // The reply of the store that succeeded was lost.
@@ -158,10 +167,7 @@ async fn give_up(
         outcome => {
             let last_attempt = blame && checkout.batch.attempts + 1 >= stations.max_attempts;
             if last_attempt && outcome == Some(Outcome::Abandoned) {
-                tracing::error!(
-                    ring = %key_use.ring, batch = %key_use.batch, records, reason,
-                    "quarantined a batch that failed too often"
-                );
+                tracing::error!(records, reason, "quarantined a batch that failed too often");
             }
             BatchEnd::GivenUp { reason }
         }
@@ -192,12 +198,18 @@ async fn return_key(stations: &Stations, checkout: &Checkout, how: Return) -> Op
 }
 
 async fn sign_and_store(stations: &Stations, checkout: &Checkout) -> Result<(), Failure> {
-    let signatures = sign(stations, checkout).await?;
+    let begun = stations.clock.now();
+    let signatures = sign(stations, checkout).instrument(tracing::info_span!("sign")).await?;
+    let signed = stations.clock.now();
+    stations.timings.sign.observe(seconds(signed.saturating_sub(begun)));
     reach("batch", "signed");
     let key_use = checkout.batch.key_use;
     let batch = SignedBatch { key_use, signatures };
     // No watchdog here: the writer answers when the database has.
-    match stations.writer.send(StoreBatch(batch)).await {
+    let stored = stations.writer.send(StoreBatch(batch)).instrument(tracing::info_span!("store"));
+    let reply = stored.await;
+    stations.timings.store.observe(seconds(stations.clock.now().saturating_sub(signed)));
+    match reply {
         Ok(StoreReply::Stored) => Ok(()),
         Ok(StoreReply::Fenced(outcome)) => Err(Failure::Fenced(outcome)),
         Ok(StoreReply::Refused(reason)) => Err(Failure::Batch(reason)),

@@ -22,6 +22,7 @@ use crate::db::{
     self, ClaimedBatch, GiveUp, KeyUse, ReclaimScope, Reclaimed, Shortage, Store, StoreError,
 };
 use crate::failpoint::reach;
+use crate::metrics::{Timings, seconds};
 use crate::signing::PrivateKey;
 use crate::types::{BatchSize, Fence, NodeId, Outcome, RingId};
 
@@ -64,6 +65,7 @@ pub struct KeyManager {
     outages: Outages,
     failing_reclaims: Reminder,
     troubles: Troubles,
+    timings: Timings,
     snapshot: KeyManagerSnapshot,
 }
 
@@ -98,6 +100,7 @@ impl KeyManager {
         clock: Arc<dyn Clock>,
         keys: KeySet,
         troubles: Troubles,
+        timings: Timings,
     ) -> Self {
         let snapshot = KeyManagerSnapshot { keys: keys.len(), ..KeyManagerSnapshot::default() };
         let outages = Outages::new(settings.lease);
@@ -112,6 +115,7 @@ impl KeyManager {
             outages,
             failing_reclaims: Reminder::default(),
             troubles,
+            timings,
             snapshot,
         }
     }
@@ -362,13 +366,16 @@ fn claim(
     store: &dyn Store,
     keys: &Mutex<KeySet>,
     clock: &dyn Clock,
+    timings: &Timings,
     request: &db::CheckOut,
 ) -> Result<Claimed, StoreError> {
     let sent_at = clock.now();
     reach("key_manager", "checking_out");
     let checked_out = store.check_out(request)?;
     reach("key_manager", "checked_out");
-    let took_us = u64::try_from((clock.now() - sent_at).as_micros()).unwrap_or(u64::MAX);
+    let took = clock.now() - sent_at;
+    timings.check_out.observe(seconds(took));
+    let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
     tracing::debug!(batches = checked_out.batches.len(), took_us, "checked out");
     let lookup = |keys: &Mutex<KeySet>, batch: &ClaimedBatch| {
         keys.lock().unwrap_or_else(PoisonError::into_inner).key(batch.key_use.key)
@@ -426,6 +433,7 @@ impl Handler<CheckOut> for KeyManager {
         let claimed = self.in_turn(move |actor| {
             let store = Arc::clone(&actor.store);
             let keys = Arc::clone(&actor.keys);
+            let timings = actor.timings.clone();
             let clock = Arc::clone(&actor.clock);
             let lost = actor.lost_checkouts();
             let request = db::CheckOut {
@@ -437,7 +445,7 @@ impl Handler<CheckOut> for KeyManager {
                 if let Some(lost) = lost {
                     lost.give_back(store.as_ref())?;
                 }
-                claim(store.as_ref(), &keys, clock.as_ref(), &request)
+                claim(store.as_ref(), &keys, clock.as_ref(), &timings, &request)
             }
         });
         Box::pin(claimed.map(|claimed, actor, _| match claimed {

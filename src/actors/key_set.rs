@@ -50,6 +50,12 @@ pub enum KeySetError {
         /// The missing KEK's id.
         kek_id: String,
     },
+    /// A key of that thumbprint is there already.
+    #[error("key {kid} is there already")]
+    Duplicate {
+        /// The key.
+        kid: Kid,
+    },
     /// The database failed.
     #[error(transparent)]
     Store(#[from] StoreError),

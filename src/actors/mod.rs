@@ -13,6 +13,7 @@ pub mod db_writer;
 pub mod key_manager;
 pub mod key_set;
 pub mod messages;
+pub mod new_keys;
 mod outage;
 pub mod record_loader;
 pub mod signer;

@@ -25,7 +25,8 @@ use super::troubles::{Place, Reminder, Troubles};
 use crate::clock::Clock;
 use crate::db::{NodeReport, Remaining, Shortage, Store, StoreError};
 use crate::failpoint::reach;
-use crate::types::RingId;
+use crate::metrics::{Timings, seconds};
+use crate::types::{NodeId, RingId};
 
 /// How long to stay idle at first, and at most; each idle look doubles it.
 const SHORTEST_IDLE: Duration = Duration::from_millis(10);
@@ -35,6 +36,8 @@ const SHORTEST_IDLE: Duration = Duration::from_millis(10);
 pub struct SupervisorSettings {
     /// The ring.
     pub ring: RingId,
+    /// This start of this process, for the log.
+    pub node: NodeId,
     /// Whether to end when everything is signed.
     pub until_done: bool,
     /// How many batches may be in flight.
@@ -68,6 +71,8 @@ pub struct Team {
     pub writer: Addr<DbWriter>,
     /// Where all of them note what keeps them from their work.
     pub troubles: Troubles,
+    /// Where they note how long it took.
+    pub timings: Timings,
 }
 
 /// How a Supervisor's work ended.
@@ -104,6 +109,8 @@ pub struct Supervisor {
     /// When others' transactions may be told again, on the node's clock.
     next_blocker_complaint: Option<Duration>,
     failing_checkouts: Reminder,
+    /// Since when there is work and no free key, on the node's clock.
+    lacks_key_since: Option<Duration>,
     wake_up: Option<SpawnHandle>,
     in_flight: u32,
     drains: Vec<oneshot::Sender<DrainReport>>,
@@ -144,6 +151,8 @@ pub struct SupervisorSnapshot {
     pub given_up_batches: u64,
     /// Records swept back before the cursor.
     pub swept_records: u64,
+    /// The ring is paused, for all nodes.
+    pub ring_paused: bool,
 }
 
 impl Supervisor {
@@ -168,6 +177,8 @@ impl Supervisor {
             watchdog: settings.watchdog,
             max_attempts: settings.max_attempts,
             troubles: team.troubles,
+            timings: team.timings,
+            node: settings.node.clone(),
         };
         let supervisor = Supervisor {
             settings,
@@ -182,6 +193,7 @@ impl Supervisor {
             next_complaint: None,
             next_blocker_complaint: None,
             failing_checkouts: Reminder::default(),
+            lacks_key_since: None,
             wake_up: None,
             in_flight: 0,
             drains: Vec::new(),
@@ -225,6 +237,7 @@ impl Supervisor {
                     if !granted.checkouts.is_empty() {
                         actor.stations.troubles.clear(Place::Waiting);
                     }
+                    actor.note_key_wait(&granted);
                     actor.start(granted, context);
                 }
                 Ok(Err(error)) => actor.could_not(error, context),
@@ -232,6 +245,19 @@ impl Supervisor {
             }
             actor.after_asking(context);
         }));
+    }
+
+    fn note_key_wait(&mut self, granted: &Granted) {
+        let now = self.stations.clock.now();
+        if !granted.checkouts.is_empty()
+            && let Some(since) = self.lacks_key_since.take()
+        {
+            self.stations.timings.key_wait.observe(seconds(now.saturating_sub(since)));
+        }
+        if granted.shortage == Some(Shortage::NoFreeKey) {
+            self.lacks_key_since.get_or_insert(now);
+        }
+        self.snapshot.ring_paused = granted.shortage == Some(Shortage::Paused);
     }
 
     fn after_asking(&mut self, context: &mut Context<Self>) {
@@ -265,7 +291,7 @@ impl Supervisor {
             None => self.pump(context),
             // The end of a batch in flight frees a key, and brings a look for more.
             Some(Shortage::NoFreeKey) if self.in_flight > 0 => {}
-            Some(Shortage::NoFreeKey) => self.rest(context),
+            Some(Shortage::NoFreeKey | Shortage::Paused) => self.rest(context),
             Some(shortage @ (Shortage::NoWork | Shortage::NoActiveKey)) => {
                 if self.in_flight == 0 {
                     self.quiet = shortage == Shortage::NoWork;

@@ -73,6 +73,8 @@ fn print(report: &AuditReport) -> anyhow::Result<()> {
             output::counted(ring.keys, "key")
         ))?;
     }
+    let entries = output::counted(report.admin_log_entries, "entry");
+    output::print_line(&format!("administrators' log: {entries}"))?;
     for (rule, verdict) in &report.rules {
         let fared = match verdict.verdict {
             Verdict::Ok => "kept".to_owned(),

@@ -4,10 +4,12 @@ use anyhow::Context as _;
 use clap::ValueEnum;
 
 use super::{Context, Outcome, output};
+use crate::actors::key_set::KeySetError;
+use crate::actors::new_keys;
 use crate::app::{self, MissingDatabase, UsageError};
-use crate::db::{Key, NewKey, Ring, Store};
-use crate::keyring::{Algorithm, Kek, KeyIdentity, jwk, seal};
-use crate::signing::{PrivateKey, PublicKey, SigningError};
+use crate::db::{Key, Ring, Store};
+use crate::keyring::{Kek, jwk};
+use crate::signing::PublicKey;
 use crate::types::{KeyEvent, KeyId, KeyStatus, Kid};
 
 /// Generate, list, export, enable and disable signing keys
@@ -105,45 +107,15 @@ pub(super) fn generate(
     count: u32,
     if_empty: bool,
 ) -> anyhow::Result<Vec<KeyId>> {
-    crate::actors::key_set::prove_kek(store, kek).map_err(|error| match error {
-        crate::actors::key_set::KeySetError::Store(error) => anyhow::Error::from(error),
+    let added = new_keys::generate(store, ring, kek, count, if_empty, &actor());
+    added.map_err(|error| match error {
+        KeySetError::Store(error) => anyhow::Error::from(error),
         other => UsageError(other.to_string()).into(),
-    })?;
-    let database_id = store.database_id()?;
-    let ids = store.add_keys(ring.id, count, if_empty, &actor(), &mut |id| {
-        let (private_key, public_key, kid) = generate_one()?;
-        let identity = KeyIdentity {
-            database_id: database_id.clone(),
-            ring: ring.id,
-            key: id,
-            kid: kid.clone(),
-            algorithm: Algorithm::Ed25519,
-        };
-        Ok(NewKey {
-            kid,
-            algorithm: Algorithm::Ed25519.as_str(),
-            public_key,
-            sealed_private_key: seal(kek, &identity, &private_key)?,
-            kek_id: kek.id().0,
-        })
-    })?;
-    Ok(ids)
-}
-
-/// A key whose kid cannot be taken for a flag on the command line, as one in 64 could.
-fn generate_one() -> Result<(PrivateKey, PublicKey, Kid), SigningError> {
-    loop {
-        let private_key = PrivateKey::generate()?;
-        let public_key = private_key.public_key();
-        let kid = jwk::kid(&public_key);
-        if !kid.0.starts_with('-') {
-            return Ok((private_key, public_key, kid));
-        }
-    }
+    })
 }
 
 /// Who acts, for the ring's history: the user of this process.
-fn actor() -> String {
+pub(super) fn actor() -> String {
     std::env::var("USER").ok().filter(|user| !user.is_empty()).unwrap_or_else(|| "cli".to_owned())
 }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::migrate;
-use crate::types::{KeyEvent, KeyStatus, Kid, RingId, Tick};
+use crate::types::{BatchId, KeyEvent, KeyStatus, Kid, RingId, Tick};
 
 /// What can go wrong between Chancery and its database.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +76,14 @@ pub enum StoreError {
     KeyInUse {
         /// The key.
         kid: Kid,
+    },
+    /// Only a quarantined batch can be sent back.
+    #[error("batch {batch} is {state}: only a quarantined batch can be retried")]
+    NotQuarantined {
+        /// The batch.
+        batch: BatchId,
+        /// Its state.
+        state: String,
     },
     /// The schema does not fit this program.
     #[error(transparent)]

@@ -6,7 +6,9 @@ use diesel::QueryResult;
 
 use super::models::{KekRow, KeyRow, KeyStateRow, SealedRow, TextRow};
 use super::shared::{Bind, Session, TxResult};
-use super::{KekCheck, Key, MakeKeyError, NewKey, Ring, SealedKeyRow, StoreError};
+use super::{
+    AdminAction, KekCheck, Key, MakeKeyError, NewKey, Ring, SealedKeyRow, StoreError, admin, lists,
+};
 use crate::types::{KeyEvent, KeyId, KeyStatus, Kid, RingId, Tick};
 
 /// Adds active keys to a ring, each with its event; their ids, and the ring's tick after them.
@@ -47,6 +49,15 @@ pub(super) fn add_keys<S: Session>(
         added.push(KeyId(id));
     }
     set_tick(s, ring.id, tick)?;
+    if let (Some(first), Some(last)) = (added.first(), added.last()) {
+        let action = AdminAction {
+            actor,
+            action: "keys.added",
+            target: format!("ring {}", ring.name),
+            detail: serde_json::json!({ "count": added.len(), "first": first, "last": last }),
+        };
+        admin::log(s, &action)?;
+    }
     Ok((added, tick))
 }
 
@@ -68,6 +79,13 @@ pub(super) fn change_key<S: Session>(
     insert_event(s, ring.id, tick, id, event, actor, reason)?;
     set_tick(s, ring.id, tick)?;
     set_status(s, kid, id, event, reason)?;
+    let action = AdminAction {
+        actor,
+        action: &format!("key.{event}"),
+        target: format!("key {kid}"),
+        detail: serde_json::json!({ "ring": ring.name, "reason": reason }),
+    };
+    admin::log(s, &action)?;
     Ok(Some(tick))
 }
 
@@ -123,12 +141,8 @@ pub(super) fn add_kek<S: Session>(s: &mut S, check: &KekCheck) -> TxResult<()> {
 
 pub(super) fn keys<S: Session>(s: &mut S, ring: RingId) -> TxResult<Vec<Key>> {
     let query = format!(
-        "SELECT k.id, k.ring_id, k.kid, k.algorithm, k.public_key, k.status, k.status_reason,
-                k.last_tick, {} AS created_at,
-                EXISTS (SELECT 1 FROM key_uses u WHERE u.key_id = k.id AND u.end_tick IS NULL) AS in_use,
-                (SELECT count(*) FROM key_uses u WHERE u.key_id = k.id AND u.outcome = 'stored') AS stored_uses
-         FROM keys k WHERE k.ring_id = $1 ORDER BY k.id",
-        S::micros("k.created_at")
+        "SELECT {} FROM keys k WHERE k.ring_id = $1 ORDER BY k.id",
+        lists::key_columns::<S>()
     );
     let rows = s.rows::<KeyRow>(&query, &[Bind::Int(ring.0)])?;
     Ok(rows.into_iter().map(Key::try_from).collect::<Result<_, _>>()?)

@@ -156,6 +156,8 @@ fn grants(role: &str) -> String {
          GRANT INSERT ON keks, keys, records, batches, key_uses, key_events, signatures TO {role};
          GRANT UPDATE ON rings, keys, records, batches, key_uses TO {role};
          GRANT INSERT, UPDATE, DELETE ON nodes TO {role};
+         GRANT INSERT ON tokens, admin_log TO {role};
+         GRANT UPDATE ON tokens, admin_log_head TO {role};
          DO $chancery$ BEGIN
              EXECUTE format('ALTER ROLE %I IN DATABASE %I SET lc_messages = %L',
                             {literal}, current_database(), 'C');

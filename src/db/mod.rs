@@ -3,19 +3,24 @@
 //! Every method is one transaction (or a few, where its documentation says so), blocks the calling
 //! thread and serves one ring. Nothing above this module knows diesel or SQL.
 
+mod admin;
 #[cfg(test)]
 mod conformance;
+mod delegate;
 mod error;
 mod keys;
+mod lists;
 pub mod migrate;
 mod models;
 mod nodes;
+mod pickup;
 mod postgres;
 mod schema;
 mod seen;
 mod shared;
 mod sqlite;
 mod values;
+mod views;
 mod watch;
 
 use std::sync::Arc;
@@ -24,18 +29,22 @@ use std::time::Duration;
 use crate::config::DatabaseUrl;
 use crate::ledger;
 use crate::types::{
-    BatchId, BatchRange, Fence, KeyEvent, KeyId, Kid, NodeId, Outcome, Position, Record, RecordId,
-    RingId, Tick,
+    BatchId, BatchRange, BatchState, Fence, KeyEvent, KeyId, KeyStatus, Kid, NodeId, Outcome,
+    Position, Record, RecordId, RingId, Tick, TokenId,
 };
 
 pub use error::{MakeKeyError, Refusal, StoreError};
 pub use postgres::PgStore;
 pub use sqlite::{HeldSigningLock, SigningLock, SqliteStore};
 pub use values::{
-    Backlog, Batch, BatchKey, Blocker, CheckOut, CheckedOut, ClaimedBatch, GiveUp, Inserted,
+    Added, Backlog, Batch, BatchKey, Blocker, CheckOut, CheckedOut, ClaimedBatch, GiveUp, Inserted,
     KekCheck, Key, KeyUse, Membership, NewKey, NewRecord, Node, NodeReport, OpenUse, Progress,
     ReclaimScope, Reclaimed, Remaining, Ring, SealedKeyRow, Shortage, SignedBatch, SignedRecord,
     StoreOutcome,
+};
+pub use views::{
+    AdminAction, AdminEntry, BatchView, FeedItem, FeedPosition, KeyCounts, NewToken, NodeOrders,
+    PoolState, RecordSignature, RecordState, StoredRecord, Token,
 };
 
 /// How a store connects.
@@ -153,6 +162,9 @@ pub trait Store: Send + Sync + 'static {
     /// Writes down what this node says of itself, for those who look at the database.
     fn report(&self, report: &NodeReport) -> Result<(), StoreError>;
 
+    /// What administrators ask of this node and its ring.
+    fn orders(&self, ring: RingId) -> Result<NodeOrders, StoreError>;
+
     /// The nodes that have been seen within the last days, in order of their start.
     fn nodes(&self) -> Result<Vec<Node>, StoreError>;
 
@@ -213,9 +225,129 @@ pub trait Store: Send + Sync + 'static {
 
     // Intake and inspection.
 
-    /// Inserts records in one transaction, or none of them on an error. A record whose external
-    /// id is there already is compared and never changed.
-    fn insert_records(&self, ring: RingId, records: &[NewRecord]) -> Result<Inserted, StoreError>;
+    /// Inserts records in one transaction, or none of them on an error; what became of each, in
+    /// their order. A record whose external id is there already is compared and never changed.
+    fn add_records(&self, ring: RingId, records: &[NewRecord]) -> Result<Vec<Added>, StoreError>;
+
+    /// As [`Store::add_records`], in numbers.
+    ///
+    /// # Errors
+    /// The same.
+    fn insert_records(&self, ring: RingId, records: &[NewRecord]) -> Result<Inserted, StoreError> {
+        Ok(self.add_records(ring, records)?.into_iter().collect())
+    }
+
+    /// A record of the ring, with its signature if it has one.
+    fn record(&self, ring: RingId, id: RecordId) -> Result<Option<StoredRecord>, StoreError>;
+
+    /// The record of the ring that has that external id.
+    fn record_id(&self, ring: RingId, external_id: &str) -> Result<Option<RecordId>, StoreError>;
+
+    /// The signatures that are stored for these records, in no order.
+    fn signatures_of(&self, records: &[RecordId]) -> Result<Vec<RecordSignature>, StoreError>;
+
+    /// Up to `limit` signatures of a ring from behind `after`, in the order in which their batches
+    /// were stored, and of their ids within a batch. Nothing ever appears before what was seen.
+    fn feed(
+        &self,
+        ring: RingId,
+        after: FeedPosition,
+        limit: u32,
+    ) -> Result<Vec<FeedItem>, StoreError>;
+
+    /// The batches that this node has stored behind a tick: when each was stored, and how long its
+    /// first record had been there by then.
+    fn stored_ages(
+        &self,
+        ring: RingId,
+        after: Tick,
+        limit: u32,
+    ) -> Result<Vec<(Tick, Duration)>, StoreError>;
+
+    // Lists for those who look.
+
+    /// Up to `limit` keys of a ring behind `after`, in order of id, of one status or of all.
+    fn list_keys(
+        &self,
+        ring: RingId,
+        status: Option<KeyStatus>,
+        after: KeyId,
+        limit: u32,
+    ) -> Result<Vec<Key>, StoreError>;
+
+    /// The key of that thumbprint, of whatever ring.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`].
+    fn key(&self, kid: &Kid) -> Result<Key, StoreError>;
+
+    /// The keys of a ring in numbers.
+    fn key_counts(&self, ring: RingId) -> Result<KeyCounts, StoreError>;
+
+    /// Up to `limit` batches of a ring behind `after`, in order of id, of one state or of all.
+    fn list_batches(
+        &self,
+        ring: RingId,
+        state: Option<BatchState>,
+        after: BatchId,
+        limit: u32,
+    ) -> Result<Vec<BatchView>, StoreError>;
+
+    /// One batch.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`].
+    fn batch(&self, batch: BatchId) -> Result<BatchView, StoreError>;
+
+    /// The raw public key of that thumbprint, of whatever ring and status.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`].
+    fn public_key(&self, kid: &Kid) -> Result<Vec<u8>, StoreError>;
+
+    /// The connections of this process.
+    fn pool_state(&self) -> PoolState;
+
+    // Administration: each change with its entry in the administrators' log.
+
+    /// Writes down what an administrator did that changed nothing in the database.
+    fn log_action(&self, action: &AdminAction<'_>) -> Result<(), StoreError>;
+
+    /// Up to `limit` entries of the administrators' log behind `after`, oldest first.
+    fn admin_log(&self, after: i64, limit: u32) -> Result<Vec<AdminEntry>, StoreError>;
+
+    /// Up to `limit` entries of the administrators' log before `before`, newest first.
+    fn last_admin_log(&self, before: i64, limit: u32) -> Result<Vec<AdminEntry>, StoreError>;
+
+    /// The number and the hash of the log's last entry, as its head has them.
+    fn admin_log_head(&self) -> Result<(i64, String), StoreError>;
+
+    /// Adds a token.
+    fn add_token(&self, token: &NewToken, actor: &str) -> Result<TokenId, StoreError>;
+
+    /// Every token, in order of id.
+    fn tokens(&self) -> Result<Vec<Token>, StoreError>;
+
+    /// Revokes a token; `false` if it was revoked already.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`].
+    fn revoke_token(&self, token: TokenId, actor: &str) -> Result<bool, StoreError>;
+
+    /// Notes that tokens have been used just now.
+    fn touch_tokens(&self, tokens: &[TokenId]) -> Result<(), StoreError>;
+
+    /// Pauses a ring on all nodes, or lets it go on; `false` if it was so already.
+    fn set_paused(&self, ring: RingId, paused: bool, actor: &str) -> Result<bool, StoreError>;
+
+    /// Asks every node that runs to drain; how many were asked.
+    fn request_drain(&self, actor: &str) -> Result<u64, StoreError>;
+
+    /// Sends a quarantined batch back to be retried, with all its attempts before it again.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`], [`StoreError::NotQuarantined`].
+    fn retry_batch(&self, batch: BatchId, actor: &str) -> Result<(), StoreError>;
 
     /// Brings the planner's statistics up to date after a large intake.
     fn analyze(&self) -> Result<(), StoreError>;

@@ -70,6 +70,13 @@ pub(super) struct RingRow {
     cursor_xid: i64,
     #[diesel(sql_type = BigInt)]
     cursor_id: i64,
+    #[diesel(sql_type = Bool)]
+    paused: bool,
+}
+
+impl RingRow {
+    /// The columns, in any query over `rings`.
+    pub(super) const COLUMNS: &'static str = "id, name, tick, cursor_xid, cursor_id, paused";
 }
 
 impl From<RingRow> for Ring {
@@ -79,6 +86,7 @@ impl From<RingRow> for Ring {
             name: row.name,
             tick: Tick(row.tick),
             cursor: Position { xid: row.cursor_xid, id: RecordId(row.cursor_id) },
+            paused: row.paused,
         }
     }
 }
@@ -353,6 +361,8 @@ impl From<RecordRow> for Record {
 /// A record that is there already, for comparison with one to be inserted.
 #[derive(QueryableByName)]
 pub(super) struct ExistingRow {
+    #[diesel(sql_type = BigInt)]
+    pub(super) id: i64,
     #[diesel(sql_type = Text)]
     pub(super) external_id: String,
     #[diesel(sql_type = Binary)]

@@ -7,10 +7,10 @@ use std::time::Duration;
 use diesel::QueryableByName;
 use diesel::sql_types::{BigInt, Nullable, Text};
 
-use super::models::{count, word};
+use super::models::{FlagRow, count, word};
 use super::shared::{Bind, Session, TxResult};
-use super::{Node, NodeReport, StoreError};
-use crate::types::{NodeId, Timestamp};
+use super::{Node, NodeOrders, NodeReport, StoreError};
+use crate::types::{NodeId, RingId, Timestamp};
 
 /// For how many days a node that is gone stays listed.
 const KEPT_DAYS: i64 = 7;
@@ -44,6 +44,18 @@ pub(super) fn report<S: Session>(s: &mut S, node: &NodeId, report: &NodeReport) 
     let forget = format!("DELETE FROM nodes WHERE {seen} < {now} - $1");
     s.run(&forget, &[Bind::Int(KEPT_DAYS * 86_400 * 1_000_000)])?;
     Ok(())
+}
+
+/// What administrators ask of a node and its ring.
+pub(super) fn orders<S: Session>(s: &mut S, node: &NodeId, ring: RingId) -> TxResult<NodeOrders> {
+    let query = "SELECT EXISTS (SELECT 1 FROM nodes WHERE id = $1 AND drain_requested) AS value
+                 UNION ALL
+                 SELECT EXISTS (SELECT 1 FROM rings WHERE id = $2 AND paused)";
+    let rows = s.rows::<FlagRow>(query, &[Bind::Text(&node.0), Bind::Int(ring.0)])?;
+    let [drain, paused] = rows.as_slice() else {
+        return Err(diesel::result::Error::NotFound.into());
+    };
+    Ok(NodeOrders { drain: drain.value, ring_paused: paused.value })
 }
 
 /// Every node that is listed, in order of its start.

@@ -21,21 +21,23 @@ pub(super) use pool::connect;
 
 use pool::Pool;
 
+use super::delegate::shared_methods;
 use super::models::{FlagRow, TextRow};
 use super::seen::SeenTicks;
 use super::shared::{self, Bind, Session, TxError, TxResult};
 use super::{
-    Backlog, Batch, BatchKey, Blocker, CheckOut, CheckedOut, GiveUp, Inserted, KekCheck, Key,
-    MakeKeyError, Membership, NewKey, NewRecord, Node, NodeReport, OpenUse, Progress, ReclaimScope,
-    Reclaimed, Remaining, Ring, SealedKeyRow, SignedBatch, SignedRecord, SigningLock, Store,
-    StoreError, StoreOptions, StoreOutcome,
+    Added, AdminAction, AdminEntry, Backlog, Batch, BatchKey, BatchView, Blocker, CheckOut,
+    CheckedOut, FeedItem, FeedPosition, GiveUp, KekCheck, Key, KeyCounts, MakeKeyError, Membership,
+    NewKey, NewRecord, NewToken, Node, NodeOrders, NodeReport, OpenUse, PoolState, Progress,
+    ReclaimScope, Reclaimed, RecordSignature, Remaining, Ring, SealedKeyRow, SignedBatch,
+    SignedRecord, SigningLock, Store, StoreError, StoreOptions, StoreOutcome, StoredRecord, Token,
 };
-use super::{keys, migrate, nodes, watch};
+use super::{admin, keys, lists, migrate, nodes, pickup, watch};
 use crate::failpoint;
 use crate::ledger::Event;
 use crate::types::{
-    BatchId, BatchRange, Fence, KeyEvent, KeyId, Kid, NodeId, Outcome, Position, Record, RecordId,
-    RingId, Tick,
+    BatchId, BatchRange, BatchState, Fence, KeyEvent, KeyId, KeyStatus, Kid, NodeId, Outcome,
+    Position, Record, RecordId, RingId, Tick, TokenId,
 };
 
 /// How often a transaction that gave way to another is tried before the caller hears of it.
@@ -131,22 +133,7 @@ impl PgStore {
 const CURRENT_XID: &str = "pg_current_xact_id()::TEXT::BIGINT + chancery_xid_offset()";
 
 impl Store for PgStore {
-    fn check_out(&self, request: &CheckOut) -> Result<CheckedOut, StoreError> {
-        let (checked_out, tick) =
-            self.run_tx("check_out", |c| protocol::check_out(self, c, request))?;
-        self.seen.saw(request.ring, tick);
-        Ok(checked_out)
-    }
-
-    fn load_batch(
-        &self,
-        ring: RingId,
-        range: &BatchRange,
-        after: Option<Position>,
-        max_bytes: usize,
-    ) -> Result<Vec<Record>, StoreError> {
-        self.read(|c| protocol::load_batch(c, ring, range, after, max_bytes))
-    }
+    shared_methods!(protocol::lock_ring);
 
     fn store_batches(
         &self,
@@ -206,28 +193,8 @@ impl Store for PgStore {
         self.check_read(ring, || self.read(|c| Ok(protocol::has_work(c, ring)?)))
     }
 
-    fn progress(&self, ring: RingId) -> Result<Progress, StoreError> {
-        self.read(|c| shared::progress(c, ring))
-    }
-
-    fn remaining(&self, ring: RingId) -> Result<Remaining, StoreError> {
-        self.read(|c| shared::remaining(c, ring))
-    }
-
-    fn record_count(&self, ring: RingId) -> Result<u64, StoreError> {
-        self.read(|c| shared::record_count(c, ring))
-    }
-
-    fn backlog(&self, ring: RingId, most: u32) -> Result<Backlog, StoreError> {
-        self.read(|c| watch::backlog(c, ring, most))
-    }
-
     fn check_schema(&self) -> Result<(), StoreError> {
         self.read(|c| Ok(migrate::check_postgres(c)?))
-    }
-
-    fn public_keys(&self) -> Result<Vec<Vec<u8>>, StoreError> {
-        self.read(watch::public_keys)
     }
 
     fn is_held_back(&self, ring: RingId) -> Result<bool, StoreError> {
@@ -260,79 +227,8 @@ impl Store for PgStore {
         }
     }
 
-    fn report(&self, report: &NodeReport) -> Result<(), StoreError> {
-        self.run_tx("report", |c| nodes::report(c, &self.node, report))
-    }
-
-    fn nodes(&self) -> Result<Vec<Node>, StoreError> {
-        self.read(nodes::nodes)
-    }
-
-    fn database_id(&self) -> Result<String, StoreError> {
-        self.read(keys::database_id)
-    }
-
-    fn ring(&self, name: &str) -> Result<Ring, StoreError> {
-        self.read(|c| shared::ring_by_name(c, name))
-    }
-
-    fn rings(&self) -> Result<Vec<Ring>, StoreError> {
-        self.read(shared::rings)
-    }
-
-    fn kek_checks(&self) -> Result<Vec<KekCheck>, StoreError> {
-        self.read(keys::kek_checks)
-    }
-
-    fn add_kek(&self, check: &KekCheck) -> Result<(), StoreError> {
-        self.run_tx("keys", |c| keys::add_kek(c, check))
-    }
-
-    fn add_keys(
-        &self,
-        ring: RingId,
-        count: u32,
-        if_empty: bool,
-        actor: &str,
-        make: &mut dyn FnMut(KeyId) -> Result<NewKey, MakeKeyError>,
-    ) -> Result<Vec<KeyId>, StoreError> {
-        let (added, tick) = self.run_tx("keys", |c| {
-            let ring = protocol::lock_ring(self, c, ring)?;
-            keys::add_keys(c, &ring, count, if_empty, actor, make)
-        })?;
-        self.seen.saw(ring, tick);
-        Ok(added)
-    }
-
-    fn keys(&self, ring: RingId) -> Result<Vec<Key>, StoreError> {
-        self.read(|c| keys::keys(c, ring))
-    }
-
-    fn sealed_keys(&self, ring: RingId) -> Result<Vec<SealedKeyRow>, StoreError> {
-        self.read(|c| keys::sealed_keys(c, ring))
-    }
-
-    fn change_key(
-        &self,
-        kid: &Kid,
-        event: KeyEvent,
-        actor: &str,
-        reason: Option<&str>,
-    ) -> Result<bool, StoreError> {
-        let changed = self.run_tx("keys", |c| {
-            let (_, ring, _) = keys::key_state(c, kid)?;
-            let ring = protocol::lock_ring(self, c, ring)?;
-            let tick = keys::change_key(c, &ring, kid, event, actor, reason)?;
-            Ok(tick.map(|tick| (ring.id, tick)))
-        })?;
-        if let Some((ring, tick)) = changed {
-            self.seen.saw(ring, tick);
-        }
-        Ok(changed.is_some())
-    }
-
-    fn insert_records(&self, ring: RingId, records: &[NewRecord]) -> Result<Inserted, StoreError> {
-        self.run_tx("intake", |c| Ok(intake::insert_records(c, ring, records)?))
+    fn pool_state(&self) -> PoolState {
+        self.pool.state()
     }
 
     fn analyze(&self) -> Result<(), StoreError> {
@@ -340,48 +236,6 @@ impl Store for PgStore {
         let statements = "BEGIN; SET LOCAL application_name = 'chancery-analyze';
                           SELECT chancery_analyze(); COMMIT";
         self.read(|c| Ok(c.batch_execute(statements)?))
-    }
-
-    fn signed_records(
-        &self,
-        after: Option<RecordId>,
-        max_bytes: usize,
-    ) -> Result<Vec<SignedRecord>, StoreError> {
-        self.read(|c| shared::signed_records(c, after, max_bytes))
-    }
-
-    fn batch_keys(&self, batches: &[BatchId]) -> Result<Vec<BatchKey>, StoreError> {
-        self.read(|c| shared::batch_keys(c, batches))
-    }
-
-    fn history(
-        &self,
-        ring: RingId,
-        after: Tick,
-        until: Tick,
-        limit: u32,
-    ) -> Result<Vec<Event>, StoreError> {
-        self.read(|c| shared::history(c, ring, after, until, limit))
-    }
-
-    fn batches(&self, after: Option<BatchId>, limit: u32) -> Result<Vec<Batch>, StoreError> {
-        self.read(|c| shared::batches(c, after, limit))
-    }
-
-    fn signature_count(&self) -> Result<u64, StoreError> {
-        self.read(shared::signature_count)
-    }
-
-    fn memberships(
-        &self,
-        after: Option<RecordId>,
-        limit: u32,
-    ) -> Result<Vec<Membership>, StoreError> {
-        self.read(|c| shared::memberships(c, after, limit))
-    }
-
-    fn open_uses(&self) -> Result<Vec<OpenUse>, StoreError> {
-        self.read(shared::open_uses)
     }
 
     fn server_version(&self) -> Result<String, StoreError> {

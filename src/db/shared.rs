@@ -93,6 +93,12 @@ pub(super) trait Session {
     /// The instant at which a statement runs, by the database's clock, as an SQL expression.
     const NOW: &'static str;
 
+    /// What makes a SELECT lock its rows, where the transaction itself is not every lock.
+    const FOR_UPDATE: &'static str;
+
+    /// The instant so many seconds from now, as an SQL expression; `seconds` is a number's.
+    fn later(seconds: &str) -> String;
+
     /// What the database's error means.
     fn classify(error: diesel::result::Error) -> StoreError;
 
@@ -117,12 +123,17 @@ pub(super) trait Session {
 }
 
 macro_rules! session {
-    ($connection:ty, $backend:ty, $classify:path, $now:literal, $micros:literal, $has_versions:literal, $next_key_id:literal, $search_page:expr) => {
+    ($connection:ty, $backend:ty, $classify:path, $now:literal, $later:literal, $for_update:literal, $micros:literal, $has_versions:literal, $next_key_id:literal, $search_page:expr) => {
         impl Session for $connection {
             const HAS_VERSIONS: &'static str = $has_versions;
             const NEXT_KEY_ID: &'static str = $next_key_id;
             const SEARCH_PAGE: Option<i64> = $search_page;
             const NOW: &'static str = $now;
+            const FOR_UPDATE: &'static str = $for_update;
+
+            fn later(seconds: &str) -> String {
+                format!($later, seconds)
+            }
 
             fn classify(error: diesel::result::Error) -> StoreError {
                 $classify(error)
@@ -165,6 +176,8 @@ session!(
     Pg,
     super::postgres::classify,
     "clock_timestamp()",
+    "clock_timestamp() + {} * INTERVAL '1 second'",
+    "FOR UPDATE",
     "(extract(epoch FROM {}) * 1000000)::BIGINT",
     "SELECT to_regclass('__diesel_schema_migrations') IS NOT NULL AS value",
     "SELECT nextval(pg_get_serial_sequence('keys', 'id')) AS value",
@@ -176,6 +189,8 @@ session!(
     Sqlite,
     super::sqlite::classify,
     "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')",
+    "strftime('%Y-%m-%dT%H:%M:%fZ', 'now', {} || ' seconds')",
+    "",
     "CAST(round(unixepoch({}, 'subsec') * 1000) AS INTEGER) * 1000",
     "SELECT count(*) > 0 AS value FROM sqlite_master WHERE name = '__diesel_schema_migrations'",
     "SELECT coalesce(max(seq), 0) + 1 AS value FROM sqlite_sequence WHERE name = 'keys'",
@@ -185,16 +200,16 @@ session!(
 // Rings, batches, uses
 
 pub(super) fn ring_by_name<S: Session>(s: &mut S, name: &str) -> TxResult<Ring> {
-    let query = "SELECT id, name, tick, cursor_xid, cursor_id FROM rings WHERE name = $1";
-    match s.rows::<RingRow>(query, &[Bind::Text(name)])?.pop() {
+    let query = format!("SELECT {} FROM rings WHERE name = $1", RingRow::COLUMNS);
+    match s.rows::<RingRow>(&query, &[Bind::Text(name)])?.pop() {
         Some(row) => Ok(row.into()),
         None => Err(StoreError::NotFound { what: "ring", name: name.to_owned() }.into()),
     }
 }
 
 pub(super) fn rings<S: Session>(s: &mut S) -> TxResult<Vec<Ring>> {
-    let query = "SELECT id, name, tick, cursor_xid, cursor_id FROM rings ORDER BY id";
-    Ok(s.rows::<RingRow>(query, &[])?.into_iter().map(Ring::from).collect())
+    let query = format!("SELECT {} FROM rings ORDER BY id", RingRow::COLUMNS);
+    Ok(s.rows::<RingRow>(&query, &[])?.into_iter().map(Ring::from).collect())
 }
 
 /// The free keys of a ring, least recently used first.
@@ -321,8 +336,8 @@ pub(super) fn remaining<S: Session>(s: &mut S, ring: RingId) -> TxResult<Remaini
         quarantined: now.quarantined_records,
         ..Remaining::default()
     };
-    let query = "SELECT id, name, tick, cursor_xid, cursor_id FROM rings WHERE id = $1";
-    let cursor = Ring::from(s.row::<RingRow>(query, &[Bind::Int(ring.0)])?).cursor;
+    let query = format!("SELECT {} FROM rings WHERE id = $1", RingRow::COLUMNS);
+    let cursor = Ring::from(s.row::<RingRow>(&query, &[Bind::Int(ring.0)])?).cursor;
     let page_end = "SELECT inserted_xid, id FROM records
                     WHERE ring_id = $1 AND (inserted_xid, id) > ($2, $3)
                     ORDER BY inserted_xid, id LIMIT 1 OFFSET $4";

@@ -40,6 +40,8 @@ pub enum Shortage {
     NoFreeKey,
     /// The ring has no active key at all.
     NoActiveKey,
+    /// The ring is paused.
+    Paused,
 }
 
 /// One checkout of one key for one batch: all that a store must show to be let in.
@@ -209,6 +211,8 @@ pub struct Ring {
     pub tick: Tick,
     /// The last record that was put into a batch.
     pub cursor: Position,
+    /// Whether an administrator has paused it: no node checks anything out.
+    pub paused: bool,
 }
 
 /// A KEK that has sealed keys of this database.
@@ -286,6 +290,27 @@ pub struct NewRecord {
     pub payload: Vec<u8>,
 }
 
+/// What became of one record of an insert, with the id of the record that is there now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Added {
+    /// It is new.
+    New(RecordId),
+    /// It was there already, with the same payload.
+    Unchanged(RecordId),
+    /// Its external id is there with another payload; it was not inserted.
+    Conflict(RecordId),
+}
+
+impl Added {
+    /// The record that is there now.
+    #[must_use]
+    pub fn id(self) -> RecordId {
+        match self {
+            Added::New(id) | Added::Unchanged(id) | Added::Conflict(id) => id,
+        }
+    }
+}
+
 /// What became of the records of an insert.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Inserted {
@@ -295,6 +320,20 @@ pub struct Inserted {
     pub unchanged: u64,
     /// Indexes of those whose external id is there with another payload; they were not inserted.
     pub conflicts: Vec<usize>,
+}
+
+impl FromIterator<Added> for Inserted {
+    fn from_iter<I: IntoIterator<Item = Added>>(added: I) -> Self {
+        let mut inserted = Inserted::default();
+        for (n, added) in added.into_iter().enumerate() {
+            match added {
+                Added::New(_) => inserted.added += 1,
+                Added::Unchanged(_) => inserted.unchanged += 1,
+                Added::Conflict(_) => inserted.conflicts.push(n),
+            }
+        }
+        inserted
+    }
 }
 
 /// A signature with its record.

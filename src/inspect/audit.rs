@@ -1,10 +1,12 @@
 //! `chancery audit`: replays the history of every ring and judges R1 to R4 from the data alone.
 //!
-//! Four steps: replay each ring's history; look at every batch and every signature; replay what
-//! has happened meanwhile; compare the rows of the keys. The two replays enclose the reading
+//! Five steps: replay each ring's history; look at every batch and every signature; replay what
+//! has happened meanwhile; compare the rows of the keys; follow the chain of the administrators'
+//! log. The two replays enclose the reading
 //! between, so that a database in use is judged fairly: what no event touched meanwhile must be
 //! exactly as the history says, what an event touched may be as it was before or after.
 
+mod admin_log;
 mod batches;
 mod history;
 mod keys;
@@ -60,6 +62,11 @@ pub enum AuditStep {
         /// The ring.
         ring: String,
     },
+    /// Entries of the administrators' log have been checked.
+    AdminLog {
+        /// So many.
+        checked: u64,
+    },
 }
 
 /// How many rows a page has.
@@ -108,7 +115,8 @@ fn audit_by(reader: Reader<'_>) -> Result<AuditReport, StoreError> {
         findings.name_keys(&keys);
         audits.push(RingAudit::new(&ring.history, keys.len(), batches.totals(ring.history.id())));
     }
-    Ok(findings.into_report(audits))
+    let admin_log_entries = admin_log::judge(reader, &mut findings)?;
+    Ok(findings.into_report(audits, admin_log_entries))
 }
 
 fn new_rings(now: Vec<Ring>, known: &[RingUnderAudit]) -> Vec<Ring> {

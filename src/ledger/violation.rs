@@ -112,6 +112,9 @@ pub enum Rule {
     /// A key's events follow one another as its life allows.
     #[serde(rename = "key_events")]
     KeyEvents,
+    /// The administrators' log is a chain without a gap.
+    #[serde(rename = "admin_log")]
+    AdminLog,
 }
 
 impl fmt::Display for Rule {
@@ -123,6 +126,7 @@ impl fmt::Display for Rule {
             Rule::R3 => "R3",
             Rule::R4 => "R4",
             Rule::KeyEvents => "key events",
+            Rule::AdminLog => "admin log",
         })
     }
 }

@@ -6,9 +6,10 @@ use std::time::Duration;
 use actix::prelude::*;
 
 use super::{State, Supervisor};
+use crate::actors::messages::Drain;
 use crate::actors::off_thread;
 use crate::actors::troubles::Place;
-use crate::db::{Blocker, NodeReport, StoreError};
+use crate::db::{Blocker, NodeOrders, NodeReport, StoreError};
 use crate::types::{BlockerKind, NodeState};
 
 /// The longest pause between two reports.
@@ -43,11 +44,14 @@ impl Supervisor {
             if !blockers.is_empty() && !store.is_held_back(ring)? {
                 blockers.retain(|blocker| blocker.kind == BlockerKind::Snapshot);
             }
-            Ok(blockers)
+            Ok((blockers, store.orders(ring)?))
         });
-        context.spawn(look.into_actor(self).map(|blockers, actor, context| {
-            match blockers {
-                Ok(blockers) => actor.note_blockers(&blockers),
+        context.spawn(look.into_actor(self).map(|look, actor, context| {
+            match look {
+                Ok((blockers, orders)) => {
+                    actor.note_blockers(&blockers);
+                    actor.obey(orders, context);
+                }
                 Err(error @ StoreError::RolledBack { .. }) => actor.fail(error),
                 // Any other shows where the work is done.
                 Err(_) => {}
@@ -75,6 +79,15 @@ impl Supervisor {
                 tracing::debug!(%error, "could not write the node's report");
             }
         }));
+    }
+
+    /// Does what administrators ask of all nodes.
+    fn obey(&mut self, orders: NodeOrders, context: &mut Context<Self>) {
+        self.snapshot.ring_paused = orders.ring_paused;
+        if orders.drain && self.state != State::Draining {
+            tracing::info!("an administrator asks all nodes to drain");
+            context.notify(Drain { deadline: self.settings.report.lease });
+        }
     }
 
     /// Says which transactions of others hold the work up: at once, and then now and again.

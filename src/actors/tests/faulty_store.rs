@@ -4,16 +4,11 @@ use std::collections::HashMap;
 use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
-use crate::db::{
-    Backlog, Batch, BatchKey, Blocker, CheckOut, CheckedOut, GiveUp, Inserted, KekCheck, Key,
-    MakeKeyError, Membership, NewKey, NewRecord, Node, NodeReport, OpenUse, Progress, ReclaimScope,
-    Reclaimed, Remaining, Ring, SealedKeyRow, SignedBatch, SignedRecord, SigningLock, SqliteStore,
-    Store, StoreError, StoreOutcome,
-};
+use crate::db::*;
 use crate::ledger::Event;
 use crate::types::{
-    BatchId, BatchRange, Fence, KeyEvent, KeyId, Kid, Outcome, Position, Record, RecordId, RingId,
-    Tick,
+    BatchId, BatchRange, BatchState, Fence, KeyEvent, KeyId, KeyStatus, Kid, Outcome, Position,
+    Record, RecordId, RingId, Tick, TokenId,
 };
 
 /// What happens to a call instead of, before or after its work.
@@ -210,6 +205,15 @@ impl FaultyStore {
     }
 }
 
+/// Methods that never fail on purpose.
+macro_rules! unchanged {
+    ($(fn $name:ident(&self $(, $argument:ident: $type:ty)* $(,)?) -> $result:ty;)+) => {
+        $(fn $name(&self, $($argument: $type),*) -> $result {
+            self.inner.$name($($argument),*)
+        })+
+    };
+}
+
 impl Store for FaultyStore {
     fn check_out(&self, request: &CheckOut) -> Result<CheckedOut, StoreError> {
         let mut checked_out = self.run(Call::CheckOut, |store| store.check_out(request))?;
@@ -265,14 +269,6 @@ impl Store for FaultyStore {
         self.run(Call::Reclaim, |store| store.reclaim(ring, scope))
     }
 
-    fn end_frozen_sessions(&self) -> Result<u32, StoreError> {
-        self.inner.end_frozen_sessions()
-    }
-
-    fn sweep(&self, ring: RingId) -> Result<u64, StoreError> {
-        self.inner.sweep(ring)
-    }
-
     fn has_work(&self, ring: RingId) -> Result<bool, StoreError> {
         self.run(Call::HasWork, |store| store.has_work(ring))
     }
@@ -281,150 +277,66 @@ impl Store for FaultyStore {
         self.run(Call::Progress, |store| store.progress(ring))
     }
 
-    fn remaining(&self, ring: RingId) -> Result<Remaining, StoreError> {
-        self.inner.remaining(ring)
-    }
-
-    fn record_count(&self, ring: RingId) -> Result<u64, StoreError> {
-        self.inner.record_count(ring)
-    }
-
-    fn backlog(&self, ring: RingId, most: u32) -> Result<Backlog, StoreError> {
-        self.inner.backlog(ring, most)
-    }
-
-    fn check_schema(&self) -> Result<(), StoreError> {
-        self.inner.check_schema()
-    }
-
-    fn public_keys(&self) -> Result<Vec<Vec<u8>>, StoreError> {
-        self.inner.public_keys()
-    }
-
-    fn is_held_back(&self, ring: RingId) -> Result<bool, StoreError> {
-        self.inner.is_held_back(ring)
-    }
-
-    fn blockers(&self) -> Result<Vec<Blocker>, StoreError> {
-        self.inner.blockers()
-    }
-
-    fn write_trouble(&self) -> Result<Option<String>, StoreError> {
-        self.inner.write_trouble()
-    }
-
-    fn report(&self, report: &NodeReport) -> Result<(), StoreError> {
-        self.inner.report(report)
-    }
-
-    fn nodes(&self) -> Result<Vec<Node>, StoreError> {
-        self.inner.nodes()
-    }
-
-    fn database_id(&self) -> Result<String, StoreError> {
-        self.inner.database_id()
-    }
-
-    fn ring(&self, name: &str) -> Result<Ring, StoreError> {
-        self.inner.ring(name)
-    }
-
-    fn rings(&self) -> Result<Vec<Ring>, StoreError> {
-        self.inner.rings()
-    }
-
-    fn kek_checks(&self) -> Result<Vec<KekCheck>, StoreError> {
-        self.inner.kek_checks()
-    }
-
-    fn add_kek(&self, check: &KekCheck) -> Result<(), StoreError> {
-        self.inner.add_kek(check)
-    }
-
-    fn add_keys(
-        &self,
-        ring: RingId,
-        count: u32,
-        if_empty: bool,
-        actor: &str,
-        make: &mut dyn FnMut(KeyId) -> Result<NewKey, MakeKeyError>,
-    ) -> Result<Vec<KeyId>, StoreError> {
-        self.inner.add_keys(ring, count, if_empty, actor, make)
-    }
-
-    fn keys(&self, ring: RingId) -> Result<Vec<Key>, StoreError> {
-        self.inner.keys(ring)
-    }
-
     fn sealed_keys(&self, ring: RingId) -> Result<Vec<SealedKeyRow>, StoreError> {
         self.run(Call::SealedKeys, |store| store.sealed_keys(ring))
     }
 
-    fn change_key(
-        &self,
-        kid: &Kid,
-        event: KeyEvent,
-        actor: &str,
-        reason: Option<&str>,
-    ) -> Result<bool, StoreError> {
-        self.inner.change_key(kid, event, actor, reason)
-    }
-
-    fn insert_records(&self, ring: RingId, records: &[NewRecord]) -> Result<Inserted, StoreError> {
-        self.inner.insert_records(ring, records)
-    }
-
-    fn analyze(&self) -> Result<(), StoreError> {
-        self.inner.analyze()
-    }
-
-    fn signed_records(
-        &self,
-        after: Option<RecordId>,
-        max_bytes: usize,
-    ) -> Result<Vec<SignedRecord>, StoreError> {
-        self.inner.signed_records(after, max_bytes)
-    }
-
-    fn batch_keys(&self, batches: &[BatchId]) -> Result<Vec<BatchKey>, StoreError> {
-        self.inner.batch_keys(batches)
-    }
-
-    fn history(
-        &self,
-        ring: RingId,
-        after: Tick,
-        until: Tick,
-        limit: u32,
-    ) -> Result<Vec<Event>, StoreError> {
-        self.inner.history(ring, after, until, limit)
-    }
-
-    fn batches(&self, after: Option<BatchId>, limit: u32) -> Result<Vec<Batch>, StoreError> {
-        self.inner.batches(after, limit)
-    }
-
-    fn signature_count(&self) -> Result<u64, StoreError> {
-        self.inner.signature_count()
-    }
-
-    fn memberships(
-        &self,
-        after: Option<RecordId>,
-        limit: u32,
-    ) -> Result<Vec<Membership>, StoreError> {
-        self.inner.memberships(after, limit)
-    }
-
-    fn open_uses(&self) -> Result<Vec<OpenUse>, StoreError> {
-        self.inner.open_uses()
-    }
-
-    fn server_version(&self) -> Result<String, StoreError> {
-        self.inner.server_version()
-    }
-
-    fn signing_lock(&self) -> Option<SigningLock> {
-        self.inner.signing_lock()
+    unchanged! {
+        fn end_frozen_sessions(&self) -> Result<u32, StoreError>;
+        fn sweep(&self, ring: RingId) -> Result<u64, StoreError>;
+        fn remaining(&self, ring: RingId) -> Result<Remaining, StoreError>;
+        fn record_count(&self, ring: RingId) -> Result<u64, StoreError>;
+        fn backlog(&self, ring: RingId, most: u32) -> Result<Backlog, StoreError>;
+        fn check_schema(&self) -> Result<(), StoreError>;
+        fn public_keys(&self) -> Result<Vec<Vec<u8>>, StoreError>;
+        fn is_held_back(&self, ring: RingId) -> Result<bool, StoreError>;
+        fn blockers(&self) -> Result<Vec<Blocker>, StoreError>;
+        fn write_trouble(&self) -> Result<Option<String>, StoreError>;
+        fn report(&self, report: &NodeReport) -> Result<(), StoreError>;
+        fn nodes(&self) -> Result<Vec<Node>, StoreError>;
+        fn database_id(&self) -> Result<String, StoreError>;
+        fn ring(&self, name: &str) -> Result<Ring, StoreError>;
+        fn rings(&self) -> Result<Vec<Ring>, StoreError>;
+        fn kek_checks(&self) -> Result<Vec<KekCheck>, StoreError>;
+        fn add_kek(&self, check: &KekCheck) -> Result<(), StoreError>;
+        fn add_keys(&self, ring: RingId, count: u32, if_empty: bool, actor: &str, make: &mut dyn FnMut(KeyId) -> Result<NewKey, MakeKeyError>,
+    ) -> Result<Vec<KeyId>, StoreError>;
+        fn keys(&self, ring: RingId) -> Result<Vec<Key>, StoreError>;
+        fn change_key(&self, kid: &Kid, event: KeyEvent, actor: &str, reason: Option<&str>) -> Result<bool, StoreError>;
+        fn analyze(&self) -> Result<(), StoreError>;
+        fn signed_records(&self, after: Option<RecordId>, max_bytes: usize) -> Result<Vec<SignedRecord>, StoreError>;
+        fn batch_keys(&self, batches: &[BatchId]) -> Result<Vec<BatchKey>, StoreError>;
+        fn history(&self, ring: RingId, after: Tick, until: Tick, limit: u32) -> Result<Vec<Event>, StoreError>;
+        fn batches(&self, after: Option<BatchId>, limit: u32) -> Result<Vec<Batch>, StoreError>;
+        fn signature_count(&self) -> Result<u64, StoreError>;
+        fn memberships(&self, after: Option<RecordId>, limit: u32) -> Result<Vec<Membership>, StoreError>;
+        fn open_uses(&self) -> Result<Vec<OpenUse>, StoreError>;
+        fn server_version(&self) -> Result<String, StoreError>;
+        fn signing_lock(&self) -> Option<SigningLock>;
+        fn orders(&self, ring: RingId) -> Result<NodeOrders, StoreError>;
+        fn add_records(&self, ring: RingId, records: &[NewRecord]) -> Result<Vec<Added>, StoreError>;
+        fn record(&self, ring: RingId, id: RecordId) -> Result<Option<StoredRecord>, StoreError>;
+        fn record_id(&self, ring: RingId, external_id: &str) -> Result<Option<RecordId>, StoreError>;
+        fn signatures_of(&self, records: &[RecordId]) -> Result<Vec<RecordSignature>, StoreError>;
+        fn feed(&self, ring: RingId, after: FeedPosition, limit: u32) -> Result<Vec<FeedItem>, StoreError>;
+        fn stored_ages(&self, ring: RingId, after: Tick, limit: u32) -> Result<Vec<(Tick, Duration)>, StoreError>;
+        fn list_keys(&self, ring: RingId, status: Option<KeyStatus>, after: KeyId, limit: u32) -> Result<Vec<Key>, StoreError>;
+        fn key(&self, kid: &Kid) -> Result<Key, StoreError>;
+        fn key_counts(&self, ring: RingId) -> Result<KeyCounts, StoreError>;
+        fn list_batches(&self, ring: RingId, state: Option<BatchState>, after: BatchId, limit: u32) -> Result<Vec<BatchView>, StoreError>;
+        fn batch(&self, batch: BatchId) -> Result<BatchView, StoreError>;
+        fn public_key(&self, kid: &Kid) -> Result<Vec<u8>, StoreError>;
+        fn pool_state(&self) -> PoolState;
+        fn log_action(&self, action: &AdminAction<'_>) -> Result<(), StoreError>;
+        fn admin_log(&self, after: i64, limit: u32) -> Result<Vec<AdminEntry>, StoreError>;
+        fn last_admin_log(&self, before: i64, limit: u32) -> Result<Vec<AdminEntry>, StoreError>;
+        fn admin_log_head(&self) -> Result<(i64, String), StoreError>;
+        fn add_token(&self, token: &NewToken, actor: &str) -> Result<TokenId, StoreError>;
+        fn tokens(&self) -> Result<Vec<Token>, StoreError>;
+        fn revoke_token(&self, token: TokenId, actor: &str) -> Result<bool, StoreError>;
+        fn touch_tokens(&self, tokens: &[TokenId]) -> Result<(), StoreError>;
+        fn set_paused(&self, ring: RingId, paused: bool, actor: &str) -> Result<bool, StoreError>;
+        fn request_drain(&self, actor: &str) -> Result<u64, StoreError>;
+        fn retry_batch(&self, batch: BatchId, actor: &str) -> Result<(), StoreError>;
     }
 }

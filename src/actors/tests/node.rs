@@ -22,6 +22,7 @@ use crate::actors::supervisor::{
 use crate::actors::troubles::Troubles;
 use crate::clock::Clock;
 use crate::db::{NodeReport, Remaining, Store};
+use crate::metrics::Timings;
 use crate::signing::Engine;
 use crate::types::{BatchSize, NodeId, NodeState};
 
@@ -91,6 +92,7 @@ impl<'a> TestNode<'a> {
         let mut keys = KeySet::new(Arc::clone(&store), ring, Arc::clone(&database.kek)).unwrap();
         keys.refresh().unwrap();
         let troubles = Troubles::default();
+        let timings = Timings::default();
         let key_manager = KeyManager::new(
             KeyManagerSettings {
                 ring,
@@ -102,6 +104,7 @@ impl<'a> TestNode<'a> {
             Arc::clone(&clock),
             keys,
             troubles.clone(),
+            timings.clone(),
         )
         .start();
         let loader = SyncArbiter::start(2, {
@@ -117,9 +120,10 @@ impl<'a> TestNode<'a> {
             move || StoreWorker { store: Arc::clone(&store) }
         });
         let writer = DbWriter::new(workers, plan.writers, troubles.clone()).start();
-        let team = Team { key_manager, loader, signer, writer, troubles };
+        let team = Team { key_manager, loader, signer, writer, troubles, timings };
         let settings = SupervisorSettings {
             ring,
+            node: NodeId("node-a".to_owned()),
             until_done: plan.until_done,
             max_in_flight: plan.max_in_flight,
             max_in_flight_bytes: plan.max_in_flight_bytes,

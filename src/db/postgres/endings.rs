@@ -192,7 +192,7 @@ fn close_uses(
     Ok(Tick(before.0 + int(uses.len())))
 }
 
-fn expect_rows(table: &str, expected: usize, found: usize) -> TxResult<()> {
+pub(super) fn expect_rows(table: &str, expected: usize, found: usize) -> TxResult<()> {
     if expected == found {
         Ok(())
     } else {

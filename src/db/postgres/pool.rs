@@ -12,7 +12,7 @@ use diesel::pg::PgConnection;
 use diesel::r2d2::{self, ManageConnection, PooledConnection, R2D2Connection};
 
 use super::errors::{classify, connect_error};
-use crate::db::{StoreError, StoreOptions};
+use crate::db::{PoolState, StoreError, StoreOptions};
 use crate::types::NodeId;
 
 /// How long to wait for a connection that another thread of ours holds.
@@ -44,6 +44,13 @@ impl Pool {
             .error_handler(Box::new(r2d2::NopErrorHandler))
             .build_unchecked(manager);
         Pool { pool, refusal }
+    }
+
+    /// The connections that there are now.
+    pub(super) fn state(&self) -> PoolState {
+        let state = self.pool.state();
+        let idle = state.idle_connections;
+        PoolState { in_use: state.connections - idle, idle }
     }
 
     /// A connection that has just answered.

@@ -12,16 +12,15 @@ use diesel::{QueryResult, RunQueryDsl, sql_query};
 use super::{CURRENT_XID, PgStore, int, ring_bind};
 use crate::db::models::{BatchRow, EdgeRow, FlagRow, PositionRow, RecordRow, RingRow, ranges};
 use crate::db::shared::{self, Bind, Session, TxResult};
-use crate::db::{CheckOut, CheckedOut, KeyUse, Ring};
+use crate::db::{CheckOut, CheckedOut, KeyUse, Ring, Shortage};
 use crate::failpoint::pass;
 use crate::types::{BatchRange, Fence, KeyId, Position, Record, RingId, Tick};
 
 /// The ring's row, locked. Always a statement of its own: what follows must see every commit
 /// before it.
 pub(super) fn lock_ring(store: &PgStore, c: &mut PgConnection, ring: RingId) -> TxResult<Ring> {
-    let query = "SELECT id, name, tick, cursor_xid, cursor_id FROM rings
-                 WHERE id = $1 FOR NO KEY UPDATE";
-    let ring = Ring::from(c.row::<RingRow>(query, &ring_bind(ring))?);
+    let query = format!("SELECT {} FROM rings WHERE id = $1 FOR NO KEY UPDATE", RingRow::COLUMNS);
+    let ring = Ring::from(c.row::<RingRow>(&query, &ring_bind(ring))?);
     store.seen.check(ring.id, ring.tick)?;
     Ok(ring)
 }
@@ -53,6 +52,12 @@ pub(super) fn check_out(
 ) -> TxResult<(CheckedOut, Tick)> {
     let ring = lock_ring(store, c, request.ring)?;
     pass("check_out", "ring_locked")?;
+    if ring.paused {
+        return Ok((
+            CheckedOut { shortage: Some(Shortage::Paused), ..Default::default() },
+            ring.tick,
+        ));
+    }
     let keys = shared::free_keys(c, ring.id, request.max_batches)?;
     pass("check_out", "keys_chosen")?;
     let mut batches = shared::retry_batches(c, ring.id, keys.len())?;

@@ -11,8 +11,8 @@ use super::SqliteStore;
 use crate::db::models::{BatchRow, EdgeRow, NumberRow, RecordRow, RingRow, UseRow, ranges};
 use crate::db::shared::{self, Bind, Session, TxResult};
 use crate::db::{
-    CheckOut, CheckedOut, GiveUp, KeyUse, ReclaimScope, Reclaimed, Refusal, Ring, SignedBatch,
-    StoreError, StoreOutcome,
+    CheckOut, CheckedOut, GiveUp, KeyUse, ReclaimScope, Reclaimed, Refusal, Ring, Shortage,
+    SignedBatch, StoreError, StoreOutcome,
 };
 use crate::failpoint::pass;
 use crate::types::{
@@ -27,8 +27,8 @@ pub(super) fn ring_row(
     c: &mut SqliteConnection,
     ring: RingId,
 ) -> TxResult<Ring> {
-    let query = "SELECT id, name, tick, cursor_xid, cursor_id FROM rings WHERE id = $1";
-    let ring = Ring::from(c.row::<RingRow>(query, &[Bind::Int(ring.0)])?);
+    let query = format!("SELECT {} FROM rings WHERE id = $1", RingRow::COLUMNS);
+    let ring = Ring::from(c.row::<RingRow>(&query, &[Bind::Int(ring.0)])?);
     store.seen.check(ring.id, ring.tick)?;
     Ok(ring)
 }
@@ -53,6 +53,12 @@ pub(super) fn check_out(
 ) -> TxResult<(CheckedOut, Tick)> {
     let ring = ring_row(store, c, request.ring)?;
     pass("check_out", "ring_locked")?;
+    if ring.paused {
+        return Ok((
+            CheckedOut { shortage: Some(Shortage::Paused), ..Default::default() },
+            ring.tick,
+        ));
+    }
     let keys = shared::free_keys(c, ring.id, request.max_batches)?;
     pass("check_out", "keys_chosen")?;
     let mut batches = shared::retry_batches(c, ring.id, keys.len())?;

@@ -171,7 +171,13 @@ mod tests {
     /// and `after` around the last page.
     fn judged(before: i64, after: i64) -> Vec<(Rule, Option<Tick>)> {
         let cursor = Position::START;
-        let ring = Ring { id: RingId(1), name: "default".to_owned(), tick: Tick(3), cursor };
+        let ring = Ring {
+            id: RingId(1),
+            name: "default".to_owned(),
+            tick: Tick(3),
+            cursor,
+            paused: false,
+        };
         let mut history = RingHistory::new(&ring);
         for tick in 1..=3 {
             let (tick, key) = (Tick(tick), KeyId(tick));
@@ -181,7 +187,7 @@ mod tests {
         history.clock = (Tick(before), Tick(after));
         let mut findings = Findings::default();
         history.judge_end(&mut findings);
-        let report = findings.into_report(Vec::new());
+        let report = findings.into_report(Vec::new(), 0);
         report.violations.iter().map(|finding| (finding.rule, finding.tick)).collect()
     }
 

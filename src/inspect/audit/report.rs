@@ -16,6 +16,8 @@ use crate::types::{BatchId, KeyId, Kid, RecordId, Tick};
 pub struct AuditReport {
     /// The rings, in order of id.
     pub rings: Vec<RingAudit>,
+    /// Entries of the administrators' log, each checked with its hash.
+    pub admin_log_entries: u64,
     /// Each rule and how it fared.
     pub rules: BTreeMap<Rule, RuleVerdict>,
     /// How many breaches there are.
@@ -174,7 +176,7 @@ impl Findings {
         }
     }
 
-    pub(super) fn into_report(self, rings: Vec<RingAudit>) -> AuditReport {
+    pub(super) fn into_report(self, rings: Vec<RingAudit>, admin_log_entries: u64) -> AuditReport {
         let verdict = |rule: Rule| {
             let violations = self.counts.get(&rule).copied().unwrap_or(0);
             let verdict = if violations == 0 { Verdict::Ok } else { Verdict::Broken };
@@ -182,6 +184,7 @@ impl Findings {
         };
         AuditReport {
             rings,
+            admin_log_entries,
             rules: RULES.into_iter().map(verdict).collect(),
             violation_count: self.counts.values().sum(),
             violations: self.listed,
@@ -190,4 +193,5 @@ impl Findings {
     }
 }
 
-const RULES: [Rule; 6] = [Rule::Ticks, Rule::R1, Rule::R2, Rule::R3, Rule::R4, Rule::KeyEvents];
+const RULES: [Rule; 7] =
+    [Rule::Ticks, Rule::R1, Rule::R2, Rule::R3, Rule::R4, Rule::KeyEvents, Rule::AdminLog];
