@@ -34,12 +34,14 @@ pub struct Config {
     pub lease: LeaseConfig,
     /// How private keys are unsealed.
     pub keys: KeysConfig,
-    /// The admin endpoints.
+    /// The endpoints.
     pub http: HttpConfig,
     /// This process among others.
     pub node: NodeConfig,
     /// What is logged, and in which form.
     pub log: LogConfig,
+    /// Where spans are sent.
+    pub telemetry: TelemetryConfig,
 }
 
 /// `[database]`
@@ -161,14 +163,81 @@ pub struct KeysConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct HttpConfig {
-    /// Where the admin endpoints listen; port 0 takes any free one.
+    /// Where the endpoints listen; port 0 takes any free one.
     #[serde(deserialize_with = "value::socket_address")]
     pub bind: SocketAddr,
+    /// The certificate chain in PEM, the server's own first; with it the endpoints speak TLS.
+    #[serde(deserialize_with = "value::optional_path")]
+    pub tls_cert_file: Option<PathBuf>,
+    /// The certificate's private key in PEM.
+    #[serde(deserialize_with = "value::optional_path")]
+    pub tls_key_file: Option<PathBuf>,
+    /// The certificates in PEM of those who may issue clients' certificates; with them a client needs
+    /// one, beside its token.
+    #[serde(deserialize_with = "value::optional_path")]
+    pub tls_client_ca_file: Option<PathBuf>,
+    /// Whether another address than loopback may be listened on without TLS.
+    pub allow_plain_http: bool,
+    /// Whether `/metrics` needs no token.
+    pub public_metrics: bool,
+    /// Threads that answer, 1 to 64.
+    #[serde(deserialize_with = "value::whole::<1, 64, _, _>")]
+    pub workers: usize,
+    /// Connections at once, 16 to 1,000,000.
+    #[serde(deserialize_with = "value::whole::<16, 1_000_000, _, _>")]
+    pub max_connections: usize,
+    /// The largest body of a request, and of a line of one that streams, 1 KiB to 1 GiB.
+    #[serde(deserialize_with = "value::whole::<1_024, 1_073_741_824, _, _>")]
+    pub max_body_bytes: usize,
+    /// Seconds for a request's head, and for a body that does not go on, 1 to 3,600.
+    #[serde(deserialize_with = "value::whole::<1, 3_600, _, _>")]
+    pub request_timeout_s: u32,
+    /// Requests a second of each token, or of each address without one; 0 for no limit.
+    #[serde(deserialize_with = "value::whole::<0, 1_000_000, _, _>")]
+    pub requests_per_s: u32,
+}
+
+impl HttpConfig {
+    /// How long a request's head may take, and a body may stand still.
+    #[must_use]
+    pub fn request_timeout(&self) -> Duration {
+        Duration::from_secs(self.request_timeout_s.into())
+    }
 }
 
 impl Default for HttpConfig {
     fn default() -> Self {
-        HttpConfig { bind: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)) }
+        HttpConfig {
+            bind: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
+            tls_cert_file: None,
+            tls_key_file: None,
+            tls_client_ca_file: None,
+            allow_plain_http: false,
+            public_metrics: false,
+            workers: 1,
+            max_connections: 2048,
+            max_body_bytes: 16 * 1024 * 1024,
+            request_timeout_s: 30,
+            requests_per_s: 10_000,
+        }
+    }
+}
+
+/// `[telemetry]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TelemetryConfig {
+    /// Where spans are sent, as OTLP over HTTP.
+    #[serde(deserialize_with = "value::optional_http_url")]
+    pub otlp_endpoint: Option<String>,
+    /// The service's name among them.
+    #[serde(deserialize_with = "value::text")]
+    pub service_name: String,
+}
+
+impl Default for TelemetryConfig {
+    fn default() -> Self {
+        TelemetryConfig { otlp_endpoint: None, service_name: "chancery".to_owned() }
     }
 }
 

@@ -136,7 +136,7 @@ impl fmt::Display for Key {
 }
 
 /// Every key, in the order of the documentation; those of a section stand together.
-pub(super) const KEYS: [Key; 20] = [
+pub(super) const KEYS: [Key; 32] = [
     Key::new("database", "url"),
     Key::new("database", "wait_s"),
     Key::new("database", "pool_size"),
@@ -154,9 +154,21 @@ pub(super) const KEYS: [Key; 20] = [
     Key::new("lease", "max_attempts"),
     Key::new("keys", "kek_file"),
     Key::new("http", "bind"),
+    Key::new("http", "tls_cert_file"),
+    Key::new("http", "tls_key_file"),
+    Key::new("http", "tls_client_ca_file"),
+    Key::new("http", "allow_plain_http"),
+    Key::new("http", "public_metrics"),
+    Key::new("http", "workers"),
+    Key::new("http", "max_connections"),
+    Key::new("http", "max_body_bytes"),
+    Key::new("http", "request_timeout_s"),
+    Key::new("http", "requests_per_s"),
     Key::new("node", "name"),
     Key::new("log", "format"),
     Key::new("log", "level"),
+    Key::new("telemetry", "otlp_endpoint"),
+    Key::new("telemetry", "service_name"),
 ];
 
 const PREFIX: &str = "CHANCERY_";

@@ -46,7 +46,15 @@ fn the_example_lists_exactly_all_keys_and_its_values_are_the_defaults() {
     let loaded = load_text(EXAMPLE).unwrap();
     assert_eq!(loaded.config, Config::default());
     assert_eq!(example_keys(), KEYS.map(|key| key.to_string()));
-    let without_default = ["database.runtime_role", "keys.kek_file", "node.name"];
+    let without_default = [
+        "database.runtime_role",
+        "keys.kek_file",
+        "http.tls_cert_file",
+        "http.tls_key_file",
+        "http.tls_client_ca_file",
+        "node.name",
+        "telemetry.otlp_endpoint",
+    ];
     for key in KEYS {
         let is_set = loaded.origins.contains_key(&key);
         assert_eq!(is_set, !without_default.contains(&key.to_string().as_str()), "{key}");
