@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::{Actor, Addr, SyncArbiter};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use crate::actors::db_writer::{DbWriter, DbWriterSnapshot, StoreWorker};
 use crate::actors::key_manager::{KeyManager, KeyManagerSettings, KeyManagerSnapshot};
@@ -25,10 +25,11 @@ use crate::actors::troubles::Troubles;
 use crate::clock::{BootClock, Clock};
 use crate::config::{Config, EngineName};
 use crate::db::{HeldSigningLock, NodeReport, ReclaimScope, Ring, Store};
-use crate::http::Watched;
+use crate::http::Signing;
+use crate::keyring::Kek;
 use crate::metrics::Timings;
 use crate::signing::Engine;
-use crate::types::{NodeId, NodeState, RingId};
+use crate::types::{NodeId, NodeState};
 
 pub use connect::{
     Connected, MissingDatabase, ask_database, connect, wait_for_database, wait_for_signing_lock,
@@ -74,8 +75,10 @@ pub struct Node {
     writer: Addr<DbWriter>,
     store: Arc<dyn Store>,
     report: NodeReport,
-    ring: RingId,
     troubles: Troubles,
+    timings: Timings,
+    stored: watch::Receiver<u64>,
+    signers: usize,
     finished: oneshot::Receiver<Finished>,
     _lock: Option<HeldSigningLock>,
 }
@@ -116,6 +119,7 @@ impl Node {
         let clock: Arc<dyn Clock> = Arc::new(BootClock);
         let troubles = Troubles::default();
         let timings = Timings::default();
+        let (stored_batches, stored) = watch::channel(0);
         let report = first_report(&config);
         let sizes = Sizes::of(&config);
         let lease = config.lease.duration();
@@ -157,6 +161,7 @@ impl Node {
             writer: writer.clone(),
             troubles: troubles.clone(),
             timings: timings.clone(),
+            stored: stored_batches,
         };
         let until_done = mode == Mode::UntilDone;
         let settings = SupervisorSettings {
@@ -180,8 +185,10 @@ impl Node {
             writer,
             store,
             report,
-            ring: ring.id,
             troubles,
+            timings,
+            stored,
+            signers: sizes.signers,
             finished,
             _lock: lock,
         })
@@ -197,14 +204,18 @@ impl Node {
         }
     }
 
-    /// What may be seen of it over HTTP.
+    /// What may be seen of it over HTTP, and steered; `kek` seals the keys that are added so.
     #[must_use]
-    pub fn watched(&self) -> Watched {
-        Watched {
+    pub fn signing(&self, kek: Arc<Kek>) -> Signing {
+        Signing {
             supervisor: self.supervisor.clone(),
+            key_manager: self.key_manager.clone(),
+            writer: self.writer.clone(),
             troubles: self.troubles.clone(),
-            store: Arc::clone(&self.store),
-            ring: self.ring,
+            timings: self.timings.clone(),
+            stored: self.stored.clone(),
+            signers: self.signers,
+            kek,
         }
     }
 
@@ -309,9 +320,8 @@ pub fn unseal_keys(
     config: &Config,
     store: &Arc<dyn Store>,
     ring: &Ring,
-    kek: crate::keyring::Kek,
+    kek: Arc<Kek>,
 ) -> anyhow::Result<KeySet> {
-    let kek = Arc::new(kek);
     let mut keys =
         ask_for_keys(config, || KeySet::new(Arc::clone(store), ring.id, Arc::clone(&kek)))?;
     for key in ask_for_keys(config, || keys.refresh())? {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::prelude::*;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tracing::Instrument;
 
 use super::db_writer::DbWriter;
@@ -54,6 +54,8 @@ pub(super) struct Stations {
     pub(super) timings: Timings,
     /// This start of this process, for the log.
     pub(super) node: NodeId,
+    /// How many batches have been stored, for whoever waits for one.
+    pub(super) stored: watch::Sender<u64>,
 }
 
 impl Stations {
@@ -136,6 +138,7 @@ async fn take_to_its_end(stations: Stations, checkout: Checkout) -> BatchEnd {
     match sign_and_store(&stations, &checkout).await {
         Ok(()) => {
             reach("batch", "stored");
+            stations.stored.send_modify(|batches| *batches += 1);
             return_key(&stations, &checkout, Return::Ended(Outcome::Stored)).await;
             reach("batch", "ended");
             BatchEnd::Stored { records }

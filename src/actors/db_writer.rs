@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use super::messages::{Observe, Stop, StoreBatch, StoreReply};
 use super::signer::panic_message;
 use super::troubles::{Place, Reminder, Troubles};
-use crate::db::{KeyUse, SignedBatch, Store, StoreError, StoreOutcome};
+use crate::db::{KeyUse, Refusal, SignedBatch, Store, StoreError, StoreOutcome};
 use crate::failpoint::reach;
 
 /// How many signatures one transaction stores at most, unless one batch alone has more.
@@ -53,6 +53,8 @@ pub struct DbWriterSnapshot {
     pub fenced: u64,
     /// Batches that broke a rule.
     pub refused: u64,
+    /// Of these, batches with a record that had a signature already: an alarm.
+    pub double_signs: u64,
     /// Attempts repeated because the database was not reachable or busy.
     pub repeated: u64,
 }
@@ -108,6 +110,7 @@ impl DbWriter {
     fn answer(&mut self, settled: Settled, replies: Vec<oneshot::Sender<StoreReply>>) {
         self.snapshot.groups += settled.groups;
         self.snapshot.repeated += settled.repeated;
+        self.snapshot.double_signs += settled.double_signs;
         for ((reply, signatures), waiting) in settled.replies.into_iter().zip(replies) {
             match &reply {
                 StoreReply::Stored => {
@@ -131,6 +134,7 @@ struct Settled {
     /// Transactions that stored something.
     groups: u64,
     repeated: u64,
+    double_signs: u64,
 }
 
 /// Stores a group, again until the database has answered. If a batch breaks a rule the group is
@@ -140,7 +144,8 @@ async fn store_group(
     group: Arc<Vec<SignedBatch>>,
     troubles: Troubles,
 ) -> Settled {
-    let mut settled = Settled { replies: Vec::with_capacity(group.len()), groups: 0, repeated: 0 };
+    let replies = Vec::with_capacity(group.len());
+    let mut settled = Settled { replies, groups: 0, repeated: 0, double_signs: 0 };
     match store_until_answered(&workers, &group, 0..group.len(), &mut settled.repeated, &troubles)
         .await
     {
@@ -178,6 +183,9 @@ impl Settled {
     fn fail(&mut self, batch: &SignedBatch, error: StoreError) {
         let KeyUse { ring, fence, batch, key } = batch.key_use;
         let reason = error.to_string();
+        if matches!(error, StoreError::Refused(Refusal::DoubleSign(_))) {
+            self.double_signs += 1;
+        }
         let reply = if error.is_of_the_work() {
             tracing::error!(%ring, %fence, %batch, %key, reason, "the database refused a batch");
             StoreReply::Refused(reason)

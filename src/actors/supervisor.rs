@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::prelude::*;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use super::batch_job::{self, PayloadPermits, Stations};
 use super::db_writer::DbWriter;
@@ -73,6 +73,8 @@ pub struct Team {
     pub troubles: Troubles,
     /// Where they note how long it took.
     pub timings: Timings,
+    /// Where they say that a batch has been stored: the number so far.
+    pub stored: watch::Sender<u64>,
 }
 
 /// How a Supervisor's work ended.
@@ -179,6 +181,7 @@ impl Supervisor {
             troubles: team.troubles,
             timings: team.timings,
             node: settings.node.clone(),
+            stored: team.stored,
         };
         let supervisor = Supervisor {
             settings,

@@ -15,6 +15,7 @@ mod run;
 mod seed;
 mod serve;
 mod status;
+mod token;
 mod verify;
 
 use std::path::PathBuf;
@@ -83,6 +84,8 @@ enum Command {
     Export(export::Export),
     #[command(subcommand)]
     Kek(kek::KekCommand),
+    #[command(subcommand)]
+    Token(token::TokenCommand),
 }
 
 impl Command {
@@ -195,5 +198,6 @@ fn dispatch(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Audit(audit) => audit.run(&context),
         Command::Export(export) => export.run(&context),
         Command::Kek(kek) => kek.run(),
+        Command::Token(token) => token.run(&context),
     }
 }

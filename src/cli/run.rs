@@ -104,7 +104,7 @@ pub(super) fn sign(
     database: &Connected,
     ring: &Ring,
 ) -> anyhow::Result<Summary> {
-    let kek = app::load_kek(&context.config)?;
+    let kek = Arc::new(app::load_kek(&context.config)?);
     let keys = app::unseal_keys(&context.config, &database.store, ring, kek)?;
     let lock = app::wait_for_signing_lock(database.store.as_ref(), &context.node)?;
     let store = Arc::clone(&database.store);

@@ -95,8 +95,7 @@ pub struct NodeOrders {
 }
 
 /// Where a record stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RecordState {
     /// It waits for its signature.
     Pending,
@@ -104,6 +103,18 @@ pub enum RecordState {
     Signed,
     /// It lies in a quarantined batch.
     Quarantined,
+}
+
+impl RecordState {
+    /// The word for it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            RecordState::Pending => "pending",
+            RecordState::Signed => "signed",
+            RecordState::Quarantined => "quarantined",
+        }
+    }
 }
 
 /// A record with whatever is known of it.

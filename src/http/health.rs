@@ -7,16 +7,13 @@ use actix_web::http::header::{Accept, CACHE_CONTROL, Header, Quality};
 use actix_web::web::Data;
 use actix_web::{HttpRequest, HttpResponse};
 use serde::Serialize;
-use tokio::time::timeout;
 
+use super::Shared;
 use super::cached::Cached;
-use super::{PATIENCE, Watched};
-use crate::actors::messages::Observe;
-use crate::actors::supervisor::State;
 use crate::db::{Backlog, StoreError};
 
 /// Records that wait are counted up to so many.
-const MOST_COUNTED: u32 = 100_000;
+pub(super) const MOST_COUNTED: u32 = 100_000;
 
 /// What the database said a little while ago.
 pub(super) struct Health(Cached<Database>);
@@ -31,6 +28,7 @@ struct Database {
     schema_fits: bool,
     active_keys: usize,
     backlog: Backlog,
+    ring_paused: bool,
 }
 
 /// Whether the node can work, and each part that it takes.
@@ -55,11 +53,11 @@ pub(super) async fn live() -> HttpResponse {
 /// Each part that the node's work takes, and whether all are ready.
 pub(super) async fn ready(
     request: HttpRequest,
-    watched: Data<Watched>,
+    shared: Data<Shared>,
     health: Data<Health>,
 ) -> HttpResponse {
-    let store = Arc::clone(&watched.store);
-    let ring = watched.ring;
+    let store = Arc::clone(&shared.store);
+    let ring = shared.ring.id;
     let database = health.0.ask(move || {
         let schema_fits = match store.check_schema() {
             Ok(()) => true,
@@ -70,10 +68,13 @@ pub(super) async fn ready(
             schema_fits,
             active_keys: store.sealed_keys(ring)?.len(),
             backlog: store.backlog(ring, MOST_COUNTED)?,
+            ring_paused: store.orders(ring)?.ring_paused,
         })
     });
-    let mut parts = of_database(database.await.as_deref());
-    parts.push(signing(&watched).await);
+    let database = database.await;
+    let mut parts = of_database(database.as_deref());
+    let ring_paused = database.as_deref().is_some_and(|database| database.ring_paused);
+    parts.extend(signing(&shared, ring_paused).await);
     let readiness = Readiness { ready: parts.iter().all(|part| part.ready), parts };
     let mut answer =
         if readiness.ready { HttpResponse::Ok() } else { HttpResponse::ServiceUnavailable() };
@@ -87,7 +88,7 @@ pub(super) async fn ready(
 
 fn of_database(database: Option<&Database>) -> Vec<Part> {
     let part = |part, ready, detail: String| Part { part, ready, detail };
-    let Some(Database { schema_fits, active_keys, backlog }) = database else {
+    let Some(Database { schema_fits, active_keys, backlog, .. }) = database else {
         let unknown = |name| part(name, false, "unknown without the database".to_owned());
         return vec![
             part("database", false, "it does not answer; the log says why".to_owned()),
@@ -120,17 +121,20 @@ fn of_database(database: Option<&Database>) -> Vec<Part> {
     ]
 }
 
-async fn signing(watched: &Watched) -> Part {
-    let observed = timeout(PATIENCE, watched.supervisor.send(Observe::new())).await;
-    let troubles = watched.troubles.places();
-    let (ready, detail) = match observed.ok().and_then(Result::ok).map(|seen| seen.state) {
-        None => (false, "stopped".to_owned()),
-        Some(State::Paused) => (false, "paused".to_owned()),
-        Some(State::Draining) => (false, "draining".to_owned()),
-        Some(State::Running) if troubles.is_empty() => (true, "running".to_owned()),
-        Some(State::Running) => (false, format!("in trouble: {}", troubles.join(", "))),
+/// The KEK and the signers; nothing for a node that signs nothing.
+async fn signing(shared: &Shared, ring_paused: bool) -> Vec<Part> {
+    let Some(signing) = &shared.signing else { return Vec::new() };
+    let kek = format!("{} is proven", signing.kek.id().0);
+    let troubles = signing.troubles.places();
+    let (ready, detail) = match shared.node_state().await.state {
+        "running" if ring_paused => (false, "the ring is paused".to_owned()),
+        "running" if troubles.is_empty() => {
+            (true, format!("running with {} signers", signing.signers))
+        }
+        "running" => (false, format!("in trouble: {}", troubles.join(", "))),
+        state => (false, state.to_owned()),
     };
-    Part { part: "signing", ready, detail }
+    vec![Part { part: "kek", ready: true, detail: kek }, Part { part: "signing", ready, detail }]
 }
 
 fn in_words(readiness: &Readiness) -> String {

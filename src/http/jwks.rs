@@ -13,10 +13,9 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use sha2::{Digest, Sha256};
 
-use super::Watched;
+use super::Shared;
 use super::cached::Cached;
 use super::problem::Problem;
-use super::request::RequestId;
 use crate::db::{Store, StoreError};
 use crate::keyring::jwk::Jwks;
 use crate::signing::PublicKey;
@@ -42,23 +41,23 @@ const FRESHNESS: (actix_web::http::header::HeaderName, &str) =
 
 pub(super) async fn jwks(
     request: HttpRequest,
-    id: RequestId,
-    watched: Data<Watched>,
+    shared: Data<Shared>,
     keys: Data<PublicKeys>,
-) -> HttpResponse {
-    let store = watched.store.clone();
-    let Some(document) = keys.0.ask(move || read(store.as_ref())).await else {
-        return Problem::NO_DATABASE.response(Some(&id));
-    };
+) -> Result<HttpResponse, Problem> {
+    let store = shared.store.clone();
+    let document = keys.0.ask(move || read(store.as_ref())).await;
+    let document = document.ok_or_else(Problem::no_database)?;
     let tag = ETag(document.tag.clone());
     if is_known(&request, &document.tag) {
-        return HttpResponse::NotModified().insert_header(FRESHNESS).insert_header(tag).finish();
+        let known =
+            HttpResponse::NotModified().insert_header(FRESHNESS).insert_header(tag).finish();
+        return Ok(known);
     }
-    HttpResponse::Ok()
+    Ok(HttpResponse::Ok()
         .content_type("application/jwk-set+json")
         .insert_header(FRESHNESS)
         .insert_header(tag)
-        .body(document.body.clone())
+        .body(document.body.clone()))
 }
 
 fn read(store: &dyn Store) -> Result<Document, StoreError> {

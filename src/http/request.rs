@@ -5,15 +5,16 @@ use std::future::{Ready, ready};
 use std::panic::AssertUnwindSafe;
 use std::time::Instant;
 
-use actix_web::body::MessageBody;
+use actix_web::body::{BoxBody, MessageBody};
 use actix_web::dev::{Payload, ServiceRequest, ServiceResponse};
-use actix_web::error::InternalError;
-use actix_web::http::header::{HeaderMap, HeaderName, HeaderValue};
+use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use actix_web::middleware::Next;
+use actix_web::web::Data;
 use actix_web::{Error, FromRequest, HttpMessage, HttpRequest};
 use futures::FutureExt;
 use tracing::Instrument;
 
+use super::Shared;
 use super::problem::Problem;
 
 /// The header of the request id, in requests and answers.
@@ -62,7 +63,7 @@ impl FromRequest for RequestId {
 pub(super) async fn answer(
     request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
-) -> Result<ServiceResponse<impl MessageBody>, Error> {
+) -> Result<ServiceResponse<BoxBody>, Error> {
     let id = RequestId::of(request.headers());
     request.extensions_mut().insert(id.clone());
     let span = tracing::info_span!("request", request_id = id.as_str());
@@ -73,31 +74,66 @@ async fn handle(
     request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
     id: RequestId,
-) -> Result<ServiceResponse<impl MessageBody>, Error> {
+) -> Result<ServiceResponse<BoxBody>, Error> {
     let begin = Instant::now();
     let method = request.method().clone();
+    let counters = request.app_data::<Data<Shared>>().map(|shared| shared.counters.clone());
+    let counted = request.request().clone();
     let handled = AssertUnwindSafe(next.call(request)).catch_unwind().await;
-    let problem = match handled {
-        Ok(Ok(mut response)) => {
-            if let Ok(value) = HeaderValue::from_str(id.as_str()) {
-                response.headers_mut().insert(X_REQUEST_ID, value);
-            }
-            let took_us = u64::try_from(begin.elapsed().as_micros()).unwrap_or(u64::MAX);
-            let status = response.status().as_u16();
-            let path = response.request().match_pattern();
-            tracing::debug!(%method, path, status, took_us, "answered");
-            return Ok(response);
-        }
+    let mut response = match handled {
+        Ok(Ok(response)) => with_id(response.map_into_boxed_body(), &id),
         Ok(Err(error)) => {
-            tracing::warn!(%method, %error, "could not answer a request");
-            Problem::of(error.as_response_error().status_code())
+            let problem = problem_of(&error);
+            tracing::debug!(%method, %problem, "refused");
+            ServiceResponse::new(counted.clone(), problem.response(Some(&id)))
         }
         Err(_) => {
             tracing::error!(%method, "a request's handler panicked");
-            Problem::INTERNAL
+            ServiceResponse::new(counted.clone(), Problem::internal().response(Some(&id)))
         }
     };
-    Err(InternalError::from_response(problem, problem.response(Some(&id))).into())
+    if let Ok(value) = HeaderValue::from_str(id.as_str()) {
+        response.headers_mut().insert(X_REQUEST_ID, value);
+    }
+    add_protection(response.headers_mut());
+    let took = begin.elapsed();
+    let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+    let status = response.status().as_u16();
+    let path = counted.match_pattern();
+    tracing::debug!(%method, path, status, took_us, "answered");
+    if let Some(counters) = counters {
+        counters.request(&method, path.as_deref(), status, took);
+    }
+    Ok(response)
+}
+
+/// An answer that is an error, as a problem of this request.
+fn with_id(response: ServiceResponse, id: &RequestId) -> ServiceResponse {
+    let Some(error) = response.response().error() else { return response };
+    let problem = problem_of(error);
+    let (request, _) = response.into_parts();
+    ServiceResponse::new(request, problem.response(Some(id)))
+}
+
+fn problem_of(error: &Error) -> Problem {
+    match error.as_error::<Problem>() {
+        Some(problem) => problem.clone(),
+        None => {
+            tracing::debug!(%error, "refused");
+            Problem::of(error.as_response_error().status_code())
+        }
+    }
+}
+
+/// What keeps a browser from making of an answer more than it is.
+fn add_protection(headers: &mut HeaderMap) {
+    let nosniff = HeaderValue::from_static("nosniff");
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, nosniff);
+    if !headers.contains_key(header::CONTENT_SECURITY_POLICY) {
+        let nothing = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
+        headers.insert(header::CONTENT_SECURITY_POLICY, nothing);
+    }
+    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
 }
 
 #[cfg(test)]
@@ -119,7 +155,7 @@ mod tests {
         let app = init_service(app.route("/works", web::get().to(|| async { "works" }))).await;
         for _ in 0..2 {
             let request = TestRequest::get().uri("/panics").insert_header((X_REQUEST_ID, "mine"));
-            let response = app.call(request.to_request()).await.err().unwrap().error_response();
+            let response = app.call(request.to_request()).await.unwrap();
             assert_eq!(response.status().as_u16(), 500);
             assert_eq!(response.headers().get(X_REQUEST_ID).unwrap(), "mine");
             assert_eq!(response.headers().get("content-type").unwrap(), "application/problem+json");

@@ -244,7 +244,11 @@ fn read_line<R: BufRead>(
     source.read_line(buffer, max).map_err(|error| IntakeError::Read { line, error })
 }
 
-fn check_external_id(id: String) -> Result<String, LineFault> {
+/// An external id that may be stored: 1 to [`MAX_EXTERNAL_ID_BYTES`] bytes, without a NUL.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_external_id(id: String) -> Result<String, LineFault> {
     if id.is_empty() {
         return Err(LineFault::IdEmpty);
     }

@@ -7,6 +7,7 @@ mod kek_file;
 mod seal;
 
 pub mod jwk;
+pub mod private;
 
 use std::fmt;
 use std::str::FromStr;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use actix::prelude::*;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use super::database::Database;
 use super::scripted_signer::scripted_sign;
@@ -120,7 +120,15 @@ impl<'a> TestNode<'a> {
             move || StoreWorker { store: Arc::clone(&store) }
         });
         let writer = DbWriter::new(workers, plan.writers, troubles.clone()).start();
-        let team = Team { key_manager, loader, signer, writer, troubles, timings };
+        let team = Team {
+            key_manager,
+            loader,
+            signer,
+            writer,
+            troubles,
+            timings,
+            stored: watch::Sender::new(0),
+        };
         let settings = SupervisorSettings {
             ring,
             node: NodeId("node-a".to_owned()),

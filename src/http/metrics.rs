@@ -1,0 +1,107 @@
+//! `/metrics`: what Prometheus scrapes, in the OpenMetrics text format.
+//!
+//! Counters and histograms belong to this process. What is read from the database (records that wait,
+//! keys, nodes) is the same on every node: take the maximum over them, not the sum.
+
+mod page;
+
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use actix_web::http::Method;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+use crate::metrics::seconds;
+
+pub(super) use page::{DatabaseNumbers, Numbers, metrics};
+
+/// Upper bounds from half a millisecond to a minute, which a long poll may take.
+const ANSWER_BUCKETS: [f64; 12] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.25, 1.0, 5.0, 15.0, 60.0];
+
+/// What the HTTP side of a node counts.
+#[derive(Clone, Debug)]
+pub(super) struct Counters {
+    pub(super) authentication_failures: Counter,
+    pub(super) records_accepted: Counter,
+    pub(super) intake_duplicates: Counter,
+    pub(super) intake_conflicts: Counter,
+    requests: Family<Request, Counter>,
+    answers: Family<Path, Histogram>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Request {
+    method: &'static str,
+    path: String,
+    status: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Path {
+    path: String,
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Counters {
+            authentication_failures: Counter::default(),
+            records_accepted: Counter::default(),
+            intake_duplicates: Counter::default(),
+            intake_conflicts: Counter::default(),
+            requests: Family::default(),
+            answers: Family::new_with_constructor(|| Histogram::new(ANSWER_BUCKETS)),
+        }
+    }
+}
+
+impl Counters {
+    /// Counts a request by the pattern of its path: what a client makes up makes no new series.
+    pub(super) fn request(&self, method: &Method, path: Option<&str>, status: u16, took: Duration) {
+        let path = path.unwrap_or("none").to_owned();
+        let method = match *method {
+            Method::GET => "GET",
+            Method::HEAD => "HEAD",
+            Method::POST => "POST",
+            Method::PUT => "PUT",
+            Method::DELETE => "DELETE",
+            _ => "other",
+        };
+        self.answers.get_or_create(&Path { path: path.clone() }).observe(seconds(took));
+        self.requests.get_or_create(&Request { method, path, status }).inc();
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        let counters: [(&str, &str, &Counter<u64, AtomicU64>); 4] = [
+            ("records_accepted", "Records taken in over HTTP", &self.records_accepted),
+            (
+                "intake_duplicates",
+                "Records sent again over HTTP, with the same payload",
+                &self.intake_duplicates,
+            ),
+            (
+                "intake_conflicts",
+                "Records refused over HTTP: their external id has another payload",
+                &self.intake_conflicts,
+            ),
+            (
+                "authentication_failures",
+                "Requests with a token that opens nothing",
+                &self.authentication_failures,
+            ),
+        ];
+        for (name, help, counter) in counters {
+            registry.register(format!("chancery_{name}"), help, counter.clone());
+        }
+        registry.register("chancery_http_requests", "Requests answered", self.requests.clone());
+        registry.register(
+            "chancery_http_request_seconds",
+            "How long an answer took until its head was sent",
+            self.answers.clone(),
+        );
+    }
+}
