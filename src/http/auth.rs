@@ -16,7 +16,7 @@ use actix_web::http::Method;
 use actix_web::http::header::{AUTHORIZATION, HOST, HeaderMap, ORIGIN};
 use actix_web::middleware::Next;
 use actix_web::web::Data;
-use actix_web::{Error, FromRequest, HttpMessage, HttpRequest};
+use actix_web::{Error, FromRequest, HttpMessage, HttpRequest, HttpResponse};
 use subtle::ConstantTimeEq;
 use tokio::sync::Mutex as Turns;
 
@@ -186,9 +186,16 @@ pub(super) async fn authenticate(
     request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
-    let caller = caller_of(request.request()).await?;
-    request.extensions_mut().insert(caller);
-    next.call(request).await
+    match caller_of(request.request()).await {
+        Ok(caller) => {
+            request.extensions_mut().insert(caller);
+            Ok(next.call(request).await?.map_into_left_body())
+        }
+        Err(problem) => {
+            let refused = HttpResponse::from_error(problem);
+            Ok(request.into_response(refused).map_into_right_body())
+        }
+    }
 }
 
 /// Who sent a request.

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use actix_web::body::{BoxBody, MessageBody};
 use actix_web::dev::{Payload, ServiceRequest, ServiceResponse};
+use actix_web::error::InternalError;
 use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use actix_web::middleware::Next;
 use actix_web::web::Data;
@@ -78,33 +79,34 @@ async fn handle(
     let begin = Instant::now();
     let method = request.method().clone();
     let counters = request.app_data::<Data<Shared>>().map(|shared| shared.counters.clone());
-    let counted = request.request().clone();
     let handled = AssertUnwindSafe(next.call(request)).catch_unwind().await;
-    let mut response = match handled {
-        Ok(Ok(response)) => with_id(response.map_into_boxed_body(), &id),
-        Ok(Err(error)) => {
-            let problem = problem_of(&error);
-            tracing::debug!(%method, %problem, "refused");
-            ServiceResponse::new(counted.clone(), problem.response(Some(&id)))
+    // No clone of the request may be kept while it is routed, so only an answer knows its path.
+    let problem = match handled {
+        Ok(Ok(response)) => {
+            let mut response = with_id(response.map_into_boxed_body(), &id);
+            add_headers(response.headers_mut(), &id);
+            let status = response.status().as_u16();
+            let path = response.request().match_pattern();
+            let took = begin.elapsed();
+            let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+            tracing::debug!(%method, path, status, took_us, "answered");
+            if let Some(counters) = counters {
+                counters.request(&method, path.as_deref(), status, took);
+            }
+            return Ok(response);
         }
+        Ok(Err(error)) => problem_of(&error),
         Err(_) => {
             tracing::error!(%method, "a request's handler panicked");
-            ServiceResponse::new(counted.clone(), Problem::internal().response(Some(&id)))
+            Problem::internal()
         }
     };
-    if let Ok(value) = HeaderValue::from_str(id.as_str()) {
-        response.headers_mut().insert(X_REQUEST_ID, value);
-    }
-    add_protection(response.headers_mut());
-    let took = begin.elapsed();
-    let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-    let status = response.status().as_u16();
-    let path = counted.match_pattern();
-    tracing::debug!(%method, path, status, took_us, "answered");
+    let mut response = problem.response(Some(&id));
+    add_headers(response.headers_mut(), &id);
     if let Some(counters) = counters {
-        counters.request(&method, path.as_deref(), status, took);
+        counters.request(&method, None, response.status().as_u16(), begin.elapsed());
     }
-    Ok(response)
+    Err(InternalError::from_response(problem, response).into())
 }
 
 /// An answer that is an error, as a problem of this request.
@@ -125,8 +127,11 @@ fn problem_of(error: &Error) -> Problem {
     }
 }
 
-/// What keeps a browser from making of an answer more than it is.
-fn add_protection(headers: &mut HeaderMap) {
+/// The request's id, and what keeps a browser from making of an answer more than it is.
+fn add_headers(headers: &mut HeaderMap, id: &RequestId) {
+    if let Ok(value) = HeaderValue::from_str(id.as_str()) {
+        headers.insert(X_REQUEST_ID, value);
+    }
     let nosniff = HeaderValue::from_static("nosniff");
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, nosniff);
     if !headers.contains_key(header::CONTENT_SECURITY_POLICY) {
@@ -155,7 +160,7 @@ mod tests {
         let app = init_service(app.route("/works", web::get().to(|| async { "works" }))).await;
         for _ in 0..2 {
             let request = TestRequest::get().uri("/panics").insert_header((X_REQUEST_ID, "mine"));
-            let response = app.call(request.to_request()).await.unwrap();
+            let response = app.call(request.to_request()).await.err().unwrap().error_response();
             assert_eq!(response.status().as_u16(), 500);
             assert_eq!(response.headers().get(X_REQUEST_ID).unwrap(), "mine");
             assert_eq!(response.headers().get("content-type").unwrap(), "application/problem+json");
