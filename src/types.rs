@@ -49,6 +49,12 @@ id! {
     Tick
 }
 
+impl Default for Tick {
+    fn default() -> Self {
+        Tick::ZERO
+    }
+}
+
 impl Tick {
     /// The clock of a ring on which nothing has happened yet.
     pub const ZERO: Tick = Tick(0);

@@ -91,11 +91,16 @@ pub(super) fn count(number: u64) -> String {
 
 /// A number and its noun, in the plural but for one.
 pub(super) fn counted(number: u64, one: &str) -> String {
-    let plural = match one.strip_suffix("ch") {
-        Some(_) => "es",
-        None => "s",
+    if number == 1 {
+        return format!("1 {one}");
+    }
+    let many = match one.strip_suffix('y') {
+        // entry, entries; but key, keys
+        Some(stem) if !stem.ends_with('e') => format!("{stem}ies"),
+        _ if one.ends_with("ch") => format!("{one}es"),
+        _ => format!("{one}s"),
     };
-    if number == 1 { format!("1 {one}") } else { format!("{} {one}{plural}", count(number)) }
+    format!("{} {many}", count(number))
 }
 
 /// A duration in seconds, to the hundredth.

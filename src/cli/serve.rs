@@ -89,17 +89,15 @@ async fn serve(
     };
     let server = http::serve(service(context, &database, ring, listener, signing))
         .context("cannot serve HTTP")?;
-    let handle = server.handle();
-    actix::spawn(server);
     match node {
         None => {
             let signal = signals.next().await;
             tracing::info!(signal, "answering what is under way");
-            handle.stop(true).await;
+            server.stop().await;
             tracing::info!("stopped");
             Ok(Outcome::Done)
         }
-        Some(node) => sign_until_the_end(context, database, node, handle, signals).await,
+        Some(node) => sign_until_the_end(context, database, node, server, signals).await,
     }
 }
 
@@ -126,7 +124,7 @@ async fn sign_until_the_end(
     context: &Context,
     database: Connected,
     mut node: Node,
-    server: actix_web::dev::ServerHandle,
+    server: http::Server,
     mut signals: Signals,
 ) -> anyhow::Result<Outcome> {
     let lease = context.config.lease.duration();
@@ -137,7 +135,7 @@ async fn sign_until_the_end(
             run::drain(&mut node, &mut signals, lease).await
         }
     };
-    server.stop(true).await;
+    server.stop().await;
     let done = node.observe().await.supervisor;
     node.stop().await;
     tracing::info!(records = done.signed_records, batches = done.stored_batches, "stopped");

@@ -25,6 +25,18 @@ macro_rules! shared_methods {
             self.read(|c| shared::progress(c, ring))
         }
 
+        fn tally(&self, ring: RingId, after: Tick) -> Result<Vec<KeyTally>, StoreError> {
+            self.read(|c| watch::tally(c, ring, after))
+        }
+
+        fn unfinished(&self, ring: RingId) -> Result<Progress, StoreError> {
+            self.read(|c| shared::unfinished(c, ring))
+        }
+
+        fn glance_at_keys(&self, ring: RingId) -> Result<Vec<KeyGlance>, StoreError> {
+            self.read(|c| watch::glance_at_keys(c, ring))
+        }
+
         fn remaining(&self, ring: RingId) -> Result<Remaining, StoreError> {
             self.read(|c| shared::remaining(c, ring))
         }

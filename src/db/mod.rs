@@ -43,8 +43,8 @@ pub use values::{
     StoreOutcome,
 };
 pub use views::{
-    AdminAction, AdminEntry, BatchView, FeedItem, FeedPosition, KeyCounts, NewToken, NodeOrders,
-    PoolState, RecordSignature, RecordState, StoredRecord, Token,
+    AdminAction, AdminEntry, BatchView, FeedItem, FeedPosition, KeyCounts, KeyGlance, KeyTally,
+    NewToken, NodeOrders, PoolState, RecordSignature, RecordState, StoredRecord, Token,
 };
 
 /// How a store connects.
@@ -131,6 +131,17 @@ pub trait Store: Send + Sync + 'static {
 
     /// Where the ring stands, by its batches and uses alone: cheap whatever the number of records.
     fn progress(&self, ring: RingId) -> Result<Progress, StoreError>;
+
+    /// What each key has signed behind a tick, as far as it is stored: cheap for those who ask often,
+    /// and each time from where they were.
+    fn tally(&self, ring: RingId, after: Tick) -> Result<Vec<KeyTally>, StoreError>;
+
+    /// As [`Store::progress`], but of unfinished and quarantined batches alone, whatever the number of
+    /// those that are stored.
+    fn unfinished(&self, ring: RingId) -> Result<Progress, StoreError>;
+
+    /// The keys of a ring, in order of id, with what can be read cheaply.
+    fn glance_at_keys(&self, ring: RingId) -> Result<Vec<KeyGlance>, StoreError>;
 
     /// The truth about what is left, by looking at every record.
     fn remaining(&self, ring: RingId) -> Result<Remaining, StoreError>;

@@ -295,11 +295,21 @@ pub(super) fn open_uses<S: Session>(s: &mut S) -> TxResult<Vec<OpenUse>> {
 }
 
 pub(super) fn progress<S: Session>(s: &mut S, ring: RingId) -> TxResult<Progress> {
-    let query = "SELECT state, count(*) AS batches, CAST(sum(record_count) AS BIGINT) AS records
-                 FROM batches WHERE ring_id = $1 GROUP BY state";
+    progress_of(s, ring, "")
+}
+
+pub(super) fn unfinished<S: Session>(s: &mut S, ring: RingId) -> TxResult<Progress> {
+    progress_of(s, ring, "AND state <> 'stored'")
+}
+
+fn progress_of<S: Session>(s: &mut S, ring: RingId, condition: &str) -> TxResult<Progress> {
+    let query = format!(
+        "SELECT state, count(*) AS batches, CAST(sum(record_count) AS BIGINT) AS records
+         FROM batches WHERE ring_id = $1 {condition} GROUP BY state"
+    );
     let tick = s.number("SELECT tick AS value FROM rings WHERE id = $1", &[Bind::Int(ring.0)])?;
     let mut progress = Progress { tick, ..Progress::default() };
-    for row in s.rows::<StateRow>(query, &[Bind::Int(ring.0)])? {
+    for row in s.rows::<StateRow>(&query, &[Bind::Int(ring.0)])? {
         let batches = row.batches.unsigned_abs();
         let records = row.records.unsigned_abs();
         match row.state.parse::<BatchState>() {

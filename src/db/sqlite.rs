@@ -27,10 +27,10 @@ use super::seen::SeenTicks;
 use super::shared::{self, Session, TxError, TxResult};
 use super::{
     Added, AdminAction, AdminEntry, Backlog, Batch, BatchKey, BatchView, Blocker, CheckOut,
-    CheckedOut, FeedItem, FeedPosition, GiveUp, KekCheck, Key, KeyCounts, MakeKeyError, Membership,
-    NewKey, NewRecord, NewToken, Node, NodeOrders, NodeReport, OpenUse, PoolState, Progress,
-    ReclaimScope, Reclaimed, RecordSignature, Remaining, Ring, SealedKeyRow, SignedBatch,
-    SignedRecord, Store, StoreError, StoreOptions, StoreOutcome, StoredRecord, Token,
+    CheckedOut, FeedItem, FeedPosition, GiveUp, KekCheck, Key, KeyCounts, KeyGlance, KeyTally,
+    MakeKeyError, Membership, NewKey, NewRecord, NewToken, Node, NodeOrders, NodeReport, OpenUse,
+    PoolState, Progress, ReclaimScope, Reclaimed, RecordSignature, Remaining, Ring, SealedKeyRow,
+    SignedBatch, SignedRecord, Store, StoreError, StoreOptions, StoreOutcome, StoredRecord, Token,
 };
 use super::{admin, keys, lists, migrate, nodes, pickup, watch};
 use crate::failpoint;

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::types::{BatchId, BatchState, Kid, RecordId, RingId, Role, Tick, Timestamp, TokenId};
+use crate::types::{
+    BatchId, BatchState, KeyId, KeyStatus, Kid, RecordId, RingId, Role, Tick, Timestamp, TokenId,
+};
 
 /// Something that an administrator does, for the log.
 #[derive(Clone, Debug)]
@@ -218,6 +220,36 @@ pub struct KeyCounts {
     pub destroyed: u64,
     /// Open uses.
     pub in_use: u64,
+}
+
+/// What a key has signed behind a tick.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeyTally {
+    /// The key.
+    pub key: KeyId,
+    /// Batches stored.
+    pub batches: u64,
+    /// Records in them.
+    pub records: u64,
+    /// The tick at which the last of them was stored.
+    pub last_tick: Tick,
+    /// When that was.
+    pub last_at: Timestamp,
+}
+
+/// A key as those see it who look often.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyGlance {
+    /// Its id.
+    pub id: KeyId,
+    /// Its thumbprint.
+    pub kid: Kid,
+    /// Its status.
+    pub status: KeyStatus,
+    /// Whether a use of it is open.
+    pub in_use: bool,
+    /// The tick of the end of its last use; 0 if it was never used.
+    pub last_tick: Tick,
 }
 
 /// The connections of this process to its database.

@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
-use super::models::{BytesRow, NumberRow, PositionRow};
+use diesel::QueryableByName;
+use diesel::sql_types::{BigInt, Bool, Text};
+
+use super::models::{BytesRow, NumberRow, PositionRow, word};
 use super::shared::{Bind, Session, TxResult};
-use super::values::Backlog;
-use crate::types::{Position, RingId};
+use super::{Backlog, KeyGlance, KeyTally};
+use crate::types::{KeyId, Kid, Position, RingId, Tick, Timestamp};
 
 /// What waits in a ring, counted up to `most` records behind the cursor.
 pub(super) fn backlog<S: Session>(s: &mut S, ring: RingId, most: u32) -> TxResult<Backlog> {
@@ -44,4 +47,76 @@ pub(super) fn public_keys<S: Session>(s: &mut S) -> TxResult<Vec<Vec<u8>>> {
     let query = "SELECT public_key AS value FROM keys
                  WHERE status IN ('active', 'retired') ORDER BY id";
     Ok(s.rows::<BytesRow>(query, &[])?.into_iter().map(|row| row.value).collect())
+}
+
+/// What each key has signed behind a tick. Uses end in the order of their ticks, so that nothing ever
+/// appears before what was seen.
+pub(super) fn tally<S: Session>(s: &mut S, ring: RingId, after: Tick) -> TxResult<Vec<KeyTally>> {
+    let query = format!(
+        "SELECT u.key_id, count(*) AS batches, CAST(sum(b.record_count) AS BIGINT) AS records,
+                max(u.end_tick) AS last_tick, max({}) AS last_at
+         FROM key_uses u JOIN batches b ON b.id = u.batch_id
+         WHERE u.ring_id = $1 AND u.end_tick > $2 AND u.outcome = 'stored' GROUP BY u.key_id",
+        S::micros("u.ended_at")
+    );
+    let rows = s.rows::<TallyRow>(&query, &[Bind::Int(ring.0), Bind::Int(after.0)])?;
+    Ok(rows.into_iter().map(KeyTally::from).collect())
+}
+
+/// The keys of a ring, in order of id.
+pub(super) fn glance_at_keys<S: Session>(s: &mut S, ring: RingId) -> TxResult<Vec<KeyGlance>> {
+    let query = "SELECT k.id, k.kid, k.status, k.last_tick,
+                        EXISTS (SELECT 1 FROM key_uses u
+                                WHERE u.key_id = k.id AND u.end_tick IS NULL) AS in_use
+                 FROM keys k WHERE k.ring_id = $1 ORDER BY k.id";
+    let glance = |row: GlanceRow| {
+        Ok(KeyGlance {
+            id: KeyId(row.id),
+            kid: Kid(row.kid),
+            status: word(&row.status)?,
+            in_use: row.in_use,
+            last_tick: Tick(row.last_tick),
+        })
+    };
+    s.rows::<GlanceRow>(query, &[Bind::Int(ring.0)])?.into_iter().map(glance).collect()
+}
+
+#[derive(QueryableByName)]
+struct TallyRow {
+    #[diesel(sql_type = BigInt)]
+    key_id: i64,
+    #[diesel(sql_type = BigInt)]
+    batches: i64,
+    #[diesel(sql_type = BigInt)]
+    records: i64,
+    #[diesel(sql_type = BigInt)]
+    last_tick: i64,
+    #[diesel(sql_type = BigInt)]
+    last_at: i64,
+}
+
+impl From<TallyRow> for KeyTally {
+    fn from(row: TallyRow) -> Self {
+        KeyTally {
+            key: KeyId(row.key_id),
+            batches: row.batches.unsigned_abs(),
+            records: row.records.unsigned_abs(),
+            last_tick: Tick(row.last_tick),
+            last_at: Timestamp(row.last_at),
+        }
+    }
+}
+
+#[derive(QueryableByName)]
+struct GlanceRow {
+    #[diesel(sql_type = BigInt)]
+    id: i64,
+    #[diesel(sql_type = Text)]
+    kid: String,
+    #[diesel(sql_type = Text)]
+    status: String,
+    #[diesel(sql_type = BigInt)]
+    last_tick: i64,
+    #[diesel(sql_type = Bool)]
+    in_use: bool,
 }

@@ -7,6 +7,7 @@ mod api;
 mod auth;
 mod body;
 mod cached;
+mod dashboard;
 mod health;
 mod intake;
 mod jwks;
@@ -18,6 +19,7 @@ mod request;
 mod routes;
 mod service;
 mod spool;
+mod tallies;
 pub mod token;
 mod waiters;
 
@@ -25,11 +27,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix_web::dev::Server;
+use actix_web::dev::ServerHandle;
 use actix_web::http::KeepAlive;
 use actix_web::middleware::from_fn;
 use actix_web::web::{self, Data, PathConfig, QueryConfig, ServiceConfig};
 use actix_web::{App, HttpServer};
+use tokio::sync::watch;
 use utoipa::OpenApi;
 use utoipa_swagger_ui::SwaggerUi;
 
@@ -37,11 +40,13 @@ pub use service::{Service, Signing};
 
 use self::auth::{Caller, Tokens};
 use self::cached::Cached;
+use self::dashboard::Board;
 use self::intake::Intake;
 use self::limits::Limits;
 use self::metrics::{Counters, DatabaseNumbers, Numbers};
 use self::problem::Problem;
 use self::service::NodeState;
+use self::tallies::Tallies;
 use self::waiters::Waiters;
 use crate::actors::messages::Nudge;
 use crate::actors::off_thread;
@@ -75,6 +80,10 @@ struct Shared {
     waiters: Waiters,
     audits: api::Audits,
     numbers: Numbers,
+    tallies: Arc<Tallies>,
+    board: Board,
+    /// Turns true when the server stops: who waits or looks is sent away.
+    stopping: watch::Sender<bool>,
 }
 
 impl Shared {
@@ -94,7 +103,14 @@ impl Shared {
     /// What the database says in numbers, from now or a second ago.
     async fn numbers(&self) -> Option<Arc<DatabaseNumbers>> {
         let (store, ring) = (Arc::clone(&self.store), self.ring.id);
-        self.numbers.ask(move || DatabaseNumbers::read(store.as_ref(), ring)).await
+        let tallies = Arc::clone(&self.tallies);
+        self.numbers.ask(move || DatabaseNumbers::read(store.as_ref(), ring, &tallies)).await
+    }
+
+    /// Waits until the server stops.
+    async fn stopped(&self) {
+        // The sender is here, so it is never gone.
+        let _ = self.stopping.subscribe().wait_for(|stopping| *stopping).await;
     }
 
     /// Tells the Supervisor of this process that there may be work.
@@ -145,7 +161,21 @@ pub enum CheckError {
     },
 }
 
-/// Serves; the server runs when it is awaited or spawned, inside an actix system.
+/// A server that runs.
+pub struct Server {
+    handle: ServerHandle,
+    shared: Data<Shared>,
+}
+
+impl Server {
+    /// Takes no more connections, and lets requests that are under way come to their end.
+    pub async fn stop(self) {
+        self.shared.stopping.send_replace(true);
+        self.handle.stop(true).await;
+    }
+}
+
+/// Serves, on the runtime of the caller: an actix system.
 ///
 /// # Errors
 /// If the listener cannot be used.
@@ -160,7 +190,10 @@ pub fn serve(service: Service) -> std::io::Result<Server> {
         intake: Intake::start(Arc::clone(&store), ring.id, supervisor),
         waiters: Waiters::start(Arc::clone(&store), stored),
         audits: api::Audits::default(),
-        numbers: Cached::new(Duration::from_secs(1)),
+        numbers: Cached::new(Duration::from_millis(900)),
+        tallies: Arc::default(),
+        board: Board::default(),
+        stopping: watch::Sender::new(false),
         version: env!("CARGO_PKG_VERSION"),
         config: config.clone(),
         store,
@@ -170,8 +203,10 @@ pub fn serve(service: Service) -> std::io::Result<Server> {
         lease,
         signing,
     });
+    actix_web::rt::spawn(dashboard::watch(Data::clone(&shared)));
     let health = Data::new(health::Health::default());
     let jwks = Data::new(jwks::PublicKeys::default());
+    let of_server = Data::clone(&shared);
     let app = move || {
         App::new()
             .wrap(from_fn(request::answer))
@@ -184,8 +219,10 @@ pub fn serve(service: Service) -> std::io::Result<Server> {
             .app_data(PathConfig::default().error_handler(|error, _| {
                 Problem::not_found(format!("There is nothing at this path: {error}.")).into()
             }))
+            .app_data(dashboard::form_config())
             .configure(open_endpoints)
             .configure(api::endpoints)
+            .configure(dashboard::endpoints)
             .service(routes::get("/metrics", metrics::metrics))
             .default_service(web::to(problem::not_found))
     };
@@ -202,7 +239,10 @@ pub fn serve(service: Service) -> std::io::Result<Server> {
     for address in server.addrs() {
         tracing::info!(%address, "listening");
     }
-    Ok(server.run())
+    let server = server.run();
+    let handle = server.handle();
+    actix_web::rt::spawn(server);
+    Ok(Server { handle, shared: of_server })
 }
 
 /// What needs no token.

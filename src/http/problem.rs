@@ -117,12 +117,17 @@ impl Problem {
     /// What to say of an error that is not ours.
     pub(super) fn of(status: StatusCode) -> Problem {
         match status {
+            StatusCode::METHOD_NOT_ALLOWED => Problem::method_not_allowed("GET, HEAD"),
             StatusCode::NOT_FOUND => Problem::not_found("There is nothing at this path."),
             status if status.is_client_error() => {
                 Problem::new(status, "The request cannot be understood.")
             }
             _ => Problem::internal(),
         }
+    }
+
+    pub(super) fn is_unauthorized(&self) -> bool {
+        self.status == StatusCode::UNAUTHORIZED
     }
 
     pub(super) fn detail(&self) -> &str {

@@ -5,7 +5,7 @@ use std::future::{Ready, ready};
 use std::panic::AssertUnwindSafe;
 use std::time::Instant;
 
-use actix_web::body::{BoxBody, MessageBody};
+use actix_web::body::{BodySize, BoxBody, MessageBody};
 use actix_web::dev::{Payload, ServiceRequest, ServiceResponse};
 use actix_web::error::InternalError;
 use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -20,6 +20,13 @@ use super::problem::Problem;
 
 /// The header of the request id, in requests and answers.
 pub(super) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// What a browser may do with an answer that is no page of ours: nothing.
+const NO_POLICY: &str = "default-src 'none'; frame-ancestors 'none'";
+
+/// What Swagger UI needs: its own files, and styles and pictures that it makes up.
+const DOCS_POLICY: &str = "default-src 'self'; style-src 'self' 'unsafe-inline'; \
+                           img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'";
 
 /// The longest request id that is taken over from a client.
 const LONGEST_ID: usize = 64;
@@ -78,13 +85,14 @@ async fn handle(
 ) -> Result<ServiceResponse<BoxBody>, Error> {
     let begin = Instant::now();
     let method = request.method().clone();
+    let policy = if request.path().starts_with("/docs/") { DOCS_POLICY } else { NO_POLICY };
     let counters = request.app_data::<Data<Shared>>().map(|shared| shared.counters.clone());
     let handled = AssertUnwindSafe(next.call(request)).catch_unwind().await;
     // No clone of the request may be kept while it is routed, so only an answer knows its path.
     let problem = match handled {
         Ok(Ok(response)) => {
             let mut response = with_id(response.map_into_boxed_body(), &id);
-            add_headers(response.headers_mut(), &id);
+            add_headers(response.headers_mut(), &id, policy);
             let status = response.status().as_u16();
             let path = response.request().match_pattern();
             let took = begin.elapsed();
@@ -102,7 +110,7 @@ async fn handle(
         }
     };
     let mut response = problem.response(Some(&id));
-    add_headers(response.headers_mut(), &id);
+    add_headers(response.headers_mut(), &id, policy);
     if let Some(counters) = counters {
         counters.request(&method, None, response.status().as_u16(), begin.elapsed());
     }
@@ -111,8 +119,17 @@ async fn handle(
 
 /// An answer that is an error, as a problem of this request.
 fn with_id(response: ServiceResponse, id: &RequestId) -> ServiceResponse {
-    let Some(error) = response.response().error() else { return response };
-    let problem = problem_of(error);
+    let status = response.status();
+    let problem = match response.response().error() {
+        Some(error) => problem_of(error),
+        // A library's own refusal, without a word.
+        None if status.is_client_error()
+            && response.response().body().size() == BodySize::Sized(0) =>
+        {
+            Problem::of(status)
+        }
+        None => return response,
+    };
     let (request, _) = response.into_parts();
     ServiceResponse::new(request, problem.response(Some(id)))
 }
@@ -128,15 +145,14 @@ fn problem_of(error: &Error) -> Problem {
 }
 
 /// The request's id, and what keeps a browser from making of an answer more than it is.
-fn add_headers(headers: &mut HeaderMap, id: &RequestId) {
+fn add_headers(headers: &mut HeaderMap, id: &RequestId, policy: &'static str) {
     if let Ok(value) = HeaderValue::from_str(id.as_str()) {
         headers.insert(X_REQUEST_ID, value);
     }
     let nosniff = HeaderValue::from_static("nosniff");
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, nosniff);
     if !headers.contains_key(header::CONTENT_SECURITY_POLICY) {
-        let nothing = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
-        headers.insert(header::CONTENT_SECURITY_POLICY, nothing);
+        headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy));
     }
     headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
 }

@@ -284,6 +284,9 @@ impl Store for FaultyStore {
     unchanged! {
         fn end_frozen_sessions(&self) -> Result<u32, StoreError>;
         fn sweep(&self, ring: RingId) -> Result<u64, StoreError>;
+        fn tally(&self, ring: RingId, after: Tick) -> Result<Vec<KeyTally>, StoreError>;
+        fn unfinished(&self, ring: RingId) -> Result<Progress, StoreError>;
+        fn glance_at_keys(&self, ring: RingId) -> Result<Vec<KeyGlance>, StoreError>;
         fn remaining(&self, ring: RingId) -> Result<Remaining, StoreError>;
         fn record_count(&self, ring: RingId) -> Result<u64, StoreError>;
         fn backlog(&self, ring: RingId, most: u32) -> Result<Backlog, StoreError>;

@@ -106,10 +106,15 @@ async fn signature(
     }
     if let Some(coming) = coming
         && found.state == RecordState::Pending
-        && let Ok(Some(signature)) =
-            tokio::time::timeout(Duration::from_secs_f64(wait_s), coming).await
     {
-        return Ok(HttpResponse::Ok().json(SignatureBody::from(signature)));
+        let signature = tokio::select! {
+            signature = coming => signature,
+            () = tokio::time::sleep(Duration::from_secs_f64(wait_s)) => None,
+            () = shared.stopped() => None,
+        };
+        if let Some(signature) = signature {
+            return Ok(HttpResponse::Ok().json(SignatureBody::from(signature)));
+        }
     }
     let body = NotSigned { record_id: record.0, state: found.state.as_str() };
     Ok(HttpResponse::Accepted().insert_header((RETRY_AFTER, 1)).json(body))

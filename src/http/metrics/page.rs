@@ -18,6 +18,7 @@ use crate::http::auth::caller_of;
 use crate::http::health::MOST_COUNTED;
 use crate::http::problem::Problem;
 use crate::http::service::NodeState;
+use crate::http::tallies::Tallies;
 use crate::http::{Shared, cached::Cached};
 use crate::types::{RingId, Role};
 
@@ -32,11 +33,15 @@ pub(in crate::http) struct DatabaseNumbers {
 }
 
 impl DatabaseNumbers {
-    pub(in crate::http) fn read(store: &dyn Store, ring: RingId) -> Result<Self, StoreError> {
+    pub(in crate::http) fn read(
+        store: &dyn Store,
+        ring: RingId,
+        tallies: &Tallies,
+    ) -> Result<Self, StoreError> {
         let nodes = store.nodes()?;
         Ok(DatabaseNumbers {
             backlog: store.backlog(ring, MOST_COUNTED)?,
-            progress: store.progress(ring)?,
+            progress: tallies.progress(store, ring)?,
             keys: store.key_counts(ring)?,
             nodes_alive: nodes.iter().filter(|node| node.is_alive()).count() as u64,
             ring_paused: store.orders(ring)?.ring_paused,
