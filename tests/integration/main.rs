@@ -18,6 +18,7 @@ mod cluster;
 mod command_line;
 mod configuration;
 mod database_errors;
+mod examples;
 mod failures;
 mod hostile;
 mod http;
