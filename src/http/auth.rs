@@ -36,8 +36,8 @@ const GOOD_FOR: Duration = Duration::from_secs(1);
 /// How long it is good for while the database does not answer.
 const GOOD_IN_AN_OUTAGE: Duration = Duration::from_secs(30);
 
-/// How soon a token that is not known is looked for again.
-const LOOK_AGAIN: Duration = Duration::from_millis(200);
+/// The shortest pause between two questions for tokens that are not known.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// How often the use of a token is noted in the database.
 const NOTE_USE: Duration = Duration::from_secs(60);
@@ -92,11 +92,12 @@ impl Tokens {
     /// [`Problem::no_database`] if the database has not said what tokens there are.
     pub(super) async fn caller(&self, token: &str) -> Result<Option<Caller>, Problem> {
         let Some(hash) = hash_if_token(token) else { return Ok(None) };
-        let known = self.known_within(GOOD_FOR).await?;
-        let mut found = find(&known, &hash);
-        // It may have been made just now.
-        if found.is_none() && known.at.elapsed() > LOOK_AGAIN {
-            found = find(&self.known_within(LOOK_AGAIN).await?, &hash);
+        let asked = Instant::now();
+        let a_while_ago = asked.checked_sub(GOOD_FOR).unwrap_or(asked);
+        let mut found = find(&self.known_since(a_while_ago).await?, &hash);
+        if found.is_none() {
+            // It may have been made just now.
+            found = find(&self.known_since(asked).await?, &hash);
         }
         if let Some(caller) = &found {
             self.note_use(caller.token);
@@ -104,14 +105,18 @@ impl Tokens {
         Ok(found)
     }
 
-    async fn known_within(&self, age: Duration) -> Result<Known, Problem> {
-        if let Some(known) = self.fresh(age) {
+    /// What the database said at that instant or later.
+    async fn known_since(&self, instant: Instant) -> Result<Known, Problem> {
+        if let Some(known) = self.said_since(instant) {
             return Ok(known);
         }
         let _turn = self.asking.lock().await;
         // Another request may have asked meanwhile.
-        if let Some(known) = self.fresh(age) {
+        if let Some(known) = self.said_since(instant) {
             return Ok(known);
+        }
+        if let Some(last) = self.said_since(instant.checked_sub(GOOD_FOR).unwrap_or(instant)) {
+            tokio::time::sleep(LOOK_AGAIN.saturating_sub(last.at.elapsed())).await;
         }
         let store = Arc::clone(&self.store);
         let at = Instant::now();
@@ -128,14 +133,15 @@ impl Tokens {
                     _ => StoreError::Unavailable("no answer in time".to_owned()),
                 };
                 tracing::warn!(%error, "could not ask for the tokens");
-                self.fresh(GOOD_IN_AN_OUTAGE).ok_or_else(Problem::no_database)
+                let long_ago = at.checked_sub(GOOD_IN_AN_OUTAGE).unwrap_or(at);
+                self.said_since(long_ago).ok_or_else(Problem::no_database)
             }
         }
     }
 
-    fn fresh(&self, age: Duration) -> Option<Known> {
+    fn said_since(&self, instant: Instant) -> Option<Known> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.clone().filter(|known| known.at.elapsed() < age)
+        known.clone().filter(|known| known.at >= instant)
     }
 
     /// Writes down now and again which tokens are used.
