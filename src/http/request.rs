@@ -154,7 +154,8 @@ fn add_headers(headers: &mut HeaderMap, id: &RequestId, policy: &'static str) {
     if !headers.contains_key(header::CONTENT_SECURITY_POLICY) {
         headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy));
     }
-    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    // Not no-referrer: the forms of the dashboard would come without an Origin.
+    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("same-origin"));
 }
 
 #[cfg(test)]

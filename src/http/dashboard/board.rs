@@ -145,7 +145,6 @@ pub(super) async fn take(shared: &Shared) -> Overview {
     let rates = shared.board.rates();
     let recent = &rates[rates.len().saturating_sub(RATE_SECONDS)..];
     let mut overview = Overview {
-        at: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
         node: shared.node_name.clone(),
         version: shared.version,
         ring: shared.ring.name.clone(),

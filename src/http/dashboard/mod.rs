@@ -3,11 +3,12 @@
 
 mod board;
 mod chart;
-mod login;
 mod overview;
 mod page;
 mod ring;
 mod sections;
+mod tables;
+mod words;
 
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
@@ -55,7 +56,8 @@ pub(super) fn endpoints(config: &mut ServiceConfig) {
         .service(get_and_post("/login", show_login, login))
         .service(post("/logout", logout))
         .service(get(&STYLE.path, style))
-        .service(get(&SCRIPT.path, script));
+        .service(get(&SCRIPT.path, script))
+        .service(get(&ICON.path, icon));
 }
 
 /// A file of the page under a path that changes with it, so that a browser may keep it.
@@ -82,6 +84,16 @@ static STYLE: LazyLock<Asset> =
     LazyLock::new(|| Asset::new("style", "css", include_str!("style.css")));
 static SCRIPT: LazyLock<Asset> =
     LazyLock::new(|| Asset::new("script", "js", include_str!("script.js")));
+
+static ICON: LazyLock<Asset> =
+    LazyLock::new(|| Asset::new("icon", "svg", include_str!("icon.svg")));
+
+static FILES: LazyLock<page::Files> =
+    LazyLock::new(|| page::Files { style: &STYLE.path, script: &SCRIPT.path, icon: &ICON.path });
+
+async fn icon() -> HttpResponse {
+    ICON.response("image/svg+xml")
+}
 
 async fn style() -> HttpResponse {
     STYLE.response("text/css; charset=utf-8")
@@ -115,7 +127,7 @@ async fn dashboard(request: HttpRequest, shared: Data<Shared>) -> Result<HttpRes
         Err(problem) => return Err(problem),
     };
     let overview = board::take(&shared).await;
-    let page = page::page(&overview, &viewer(&caller), &STYLE.path, &SCRIPT.path);
+    let page = page::page(&overview, &viewer(&caller), &FILES);
     Ok(html(StatusCode::OK, page))
 }
 
@@ -124,7 +136,7 @@ fn viewer(caller: &Caller) -> Viewer {
 }
 
 async fn show_login() -> HttpResponse {
-    html(StatusCode::OK, login::login(false, &STYLE.path, &SCRIPT.path))
+    html(StatusCode::OK, page::login(false, &FILES))
 }
 
 /// The form of the login page.
@@ -150,7 +162,7 @@ async fn login(
     if caller.is_none() {
         shared.counters.authentication_failures.inc();
         shared.limits.note_failure(request.peer_addr().map(|address| address.ip()))?;
-        let page = login::login(true, &STYLE.path, &SCRIPT.path);
+        let page = page::login(true, &FILES);
         return Ok(html(StatusCode::UNAUTHORIZED, page));
     }
     let cookie =

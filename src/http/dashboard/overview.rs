@@ -1,92 +1,110 @@
-//! What the dashboard shows, as data: taken once a second while somebody looks.
+//! What the dashboard shows, as data: a moment of a node and its database.
 
 /// A moment of a node and its database.
 #[derive(Clone, Debug, Default)]
-pub(in crate::http) struct Overview {
-    /// When it was taken, RFC 3339 in UTC.
-    pub at: String,
+pub(super) struct Overview {
     /// The node that shows it.
-    pub node: String,
-    pub version: &'static str,
-    pub ring: String,
-    /// running | paused | draining | stopped | no signing
-    pub state: &'static str,
+    pub(super) node: String,
+    /// Its version.
+    pub(super) version: &'static str,
+    /// The ring.
+    pub(super) ring: String,
+    /// `running`, `paused`, `draining`, `stopped`, or `no signing`.
+    pub(super) state: &'static str,
     /// The whole ring is paused, on every node.
-    pub ring_paused: bool,
-    /// `None` if the database did not answer: then the numbers below are the last known ones.
-    pub database_answers: bool,
-    pub signed: u64,
-    pub pending: u64,
+    pub(super) ring_paused: bool,
+    /// If not, the numbers are the last known ones.
+    pub(super) database_answers: bool,
+    /// Records with a signature.
+    pub(super) signed: u64,
+    /// Records that wait for one.
+    pub(super) pending: u64,
     /// More wait than are counted.
-    pub pending_is_a_minimum: bool,
-    pub quarantined: u64,
-    pub oldest_pending_s: Option<f64>,
+    pub(super) pending_is_a_minimum: bool,
+    /// Records in quarantine.
+    pub(super) quarantined: u64,
+    /// How long the oldest pending record has waited.
+    pub(super) oldest_pending_s: Option<f64>,
     /// Records signed a second, by all nodes, lately.
-    pub rate: f64,
-    /// Records signed in each of the last seconds, oldest first, up to 300.
-    pub rates: Vec<f64>,
-    /// In order of id.
-    pub keys: Vec<KeyDot>,
-    pub in_flight: Vec<InFlight>,
-    pub nodes: Vec<NodeRow>,
-    pub quarantine: Vec<Quarantined>,
-    /// Newest first.
-    pub actions: Vec<Action>,
+    pub(super) rate: f64,
+    /// Records signed in each of the last seconds, oldest first.
+    pub(super) rates: Vec<f64>,
+    /// The keys, in order of id.
+    pub(super) keys: Vec<KeyDot>,
+    /// The batches in flight, on all nodes.
+    pub(super) in_flight: Vec<InFlight>,
+    /// The nodes, newest first.
+    pub(super) nodes: Vec<NodeRow>,
+    /// The batches in quarantine.
+    pub(super) quarantine: Vec<Quarantined>,
+    /// What administrators did, newest first.
+    pub(super) actions: Vec<Action>,
 }
+
+/// A key of the ring.
 #[derive(Clone, Debug, Default)]
-pub(in crate::http) struct KeyDot {
-    pub kid: String,
-    /// active | disabled | retired | destroyed
-    pub status: &'static str,
-    pub in_use: bool,
+pub(super) struct KeyDot {
+    pub(super) kid: String,
+    /// `active`, `disabled`, `retired` or `destroyed`.
+    pub(super) status: &'static str,
+    pub(super) in_use: bool,
     /// The ring's tick at the end of its last use; 0 if it was never used.
-    pub last_tick: i64,
-    /// 1 for the one used last, towards 0 for the one that is next; `None` if never used.
-    pub recency: Option<f64>,
-    pub last_used_at: Option<String>,
-    pub stored_batches: u64,
+    pub(super) last_tick: i64,
+    /// 1 for the key that was used last, towards 0 for the one that is next; `None` if never used.
+    pub(super) recency: Option<f64>,
+    pub(super) last_used_at: Option<String>,
+    pub(super) stored_batches: u64,
 }
+
+/// A batch in flight.
 #[derive(Clone, Debug, Default)]
-pub(in crate::http) struct InFlight {
-    pub batch: i64,
-    pub fence: i64,
-    pub kid: String,
-    pub node: String,
-    pub records: u32,
-    pub since_s: f64,
-    pub expires_in_s: f64,
+pub(super) struct InFlight {
+    pub(super) batch: i64,
+    pub(super) fence: i64,
+    pub(super) kid: String,
+    pub(super) node: String,
+    pub(super) records: u32,
+    pub(super) since_s: f64,
+    pub(super) expires_in_s: f64,
 }
+
+/// A node.
 #[derive(Clone, Debug, Default)]
-pub(in crate::http) struct NodeRow {
-    pub name: String,
-    pub host: String,
-    pub process_id: u32,
-    pub version: String,
-    pub state: &'static str,
-    pub in_flight: u32,
-    pub trouble: Option<String>,
-    pub silent_s: f64,
-    pub is_alive: bool,
+pub(super) struct NodeRow {
+    pub(super) name: String,
+    pub(super) host: String,
+    pub(super) process_id: u32,
+    pub(super) version: String,
+    pub(super) state: &'static str,
+    pub(super) in_flight: u32,
+    pub(super) trouble: Option<String>,
+    pub(super) silent_s: f64,
+    pub(super) is_alive: bool,
 }
+
+/// A batch in quarantine.
 #[derive(Clone, Debug, Default)]
-pub(in crate::http) struct Quarantined {
-    pub batch: i64,
-    pub records: u32,
-    pub attempts: u32,
-    pub failure: String,
+pub(super) struct Quarantined {
+    pub(super) batch: i64,
+    pub(super) records: u32,
+    pub(super) attempts: u32,
+    pub(super) failure: String,
 }
+
+/// Something that an administrator did.
 #[derive(Clone, Debug, Default)]
-pub(in crate::http) struct Action {
-    pub seq: i64,
-    pub at: String,
-    pub actor: String,
-    pub action: String,
-    pub target: String,
-    pub detail: String,
+pub(super) struct Action {
+    pub(super) seq: i64,
+    pub(super) at: String,
+    pub(super) actor: String,
+    pub(super) action: String,
+    pub(super) target: String,
+    pub(super) detail: String,
 }
+
 /// Who looks.
 #[derive(Clone, Debug, Default)]
-pub(in crate::http) struct Viewer {
-    pub name: String,
-    pub may_operate: bool,
+pub(super) struct Viewer {
+    pub(super) name: String,
+    pub(super) may_operate: bool,
 }
