@@ -20,6 +20,7 @@ mod routes;
 mod service;
 mod spool;
 mod tallies;
+mod tls;
 pub mod token;
 mod waiters;
 
@@ -37,6 +38,7 @@ use utoipa::OpenApi;
 use utoipa_swagger_ui::SwaggerUi;
 
 pub use service::{Service, Signing};
+pub use tls::TlsError;
 
 use self::auth::{Caller, Tokens};
 use self::cached::Cached;
@@ -138,7 +140,7 @@ impl Shared {
 /// # Errors
 /// What must not be served so.
 pub fn check(config: &HttpConfig) -> Result<(), CheckError> {
-    let is_plain = config.tls_cert_file.is_none();
+    let is_plain = tls::load(config)?.is_none();
     if is_plain && !config.bind.ip().is_loopback() && !config.allow_plain_http {
         return Err(CheckError::PlainHttp { bind: config.bind });
     }
@@ -149,6 +151,9 @@ pub fn check(config: &HttpConfig) -> Result<(), CheckError> {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CheckError {
+    /// TLS cannot be spoken as it is configured.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// Tokens would travel in the open.
     #[error(
         "http.bind is {bind}, which is not a loopback address, and tokens would travel there in the \
@@ -180,6 +185,7 @@ impl Server {
 /// # Errors
 /// If the listener cannot be used.
 pub fn serve(service: Service) -> std::io::Result<Server> {
+    let tls = tls::load(&service.config).map_err(std::io::Error::other)?;
     let Service { listener, config, store, ring, node, node_name, lease, signing } = service;
     let supervisor = signing.as_ref().map(|signing| signing.supervisor.clone());
     let stored = signing.as_ref().map(|signing| signing.stored.clone());
@@ -233,8 +239,14 @@ pub fn serve(service: Service) -> std::io::Result<Server> {
         .client_request_timeout(config.request_timeout())
         .client_disconnect_timeout(Duration::from_secs(5))
         .shutdown_timeout(LAST_REQUESTS_S)
-        .disable_signals()
-        .listen(listener)?;
+        .disable_signals();
+    let server = match tls {
+        None => server.listen(listener)?,
+        Some(tls) => {
+            actix_web::rt::spawn(tls.certificate.follow());
+            server.listen_rustls_0_23(listener, tls.config)?
+        }
+    };
     // Port 0 was the system's to choose.
     for address in server.addrs() {
         tracing::info!(%address, "listening");
