@@ -1,23 +1,38 @@
-//! The log: structured, on standard error.
+//! The log: structured, on standard error. And the spans, to an OTLP collector where one is configured.
 
 use std::io::IsTerminal;
 
-use tracing_subscriber::EnvFilter;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, registry};
 
 use super::output::LogWriter;
-use crate::config::{LogConfig, LogFormat};
+use super::traces::Traces;
+use crate::config::{Config, LogFormat};
+use crate::types::NodeId;
 
-/// Starts logging for the life of the process.
-pub(super) fn start(config: &LogConfig) {
-    let filter = EnvFilter::try_new(&config.level).unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+/// Starts logging for the life of the process, and tracing for that of the answer.
+///
+/// # Errors
+/// If the collector's URL cannot be used.
+pub(super) fn start(config: &Config, node: &NodeId) -> anyhow::Result<Option<Traces>> {
+    let level = &config.log.level;
+    let filter = EnvFilter::try_new(level).unwrap_or_else(|_| EnvFilter::new("info"));
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(|| LogWriter)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false);
-    // A second start, as in tests that share a process, changes nothing.
-    let _ = match config.format {
-        LogFormat::Pretty => builder.compact().try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    let lines = match config.log.format {
+        LogFormat::Pretty => lines.compact().boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
+    let traces = Traces::start(&config.telemetry, node)?;
+    // Whatever is logged, what is traced are the spans of this program.
+    let ours = Targets::new().with_target(env!("CARGO_PKG_NAME"), LevelFilter::INFO);
+    let spans = traces.as_ref().map(|traces| traces.layer().with_filter(ours));
+    // A second start, as in tests that share a process, changes nothing.
+    let _ = registry().with(lines.with_filter(filter)).with(spans).try_init();
+    Ok(traces)
 }

@@ -16,6 +16,7 @@ mod seed;
 mod serve;
 mod status;
 mod token;
+mod traces;
 mod verify;
 
 use std::path::PathBuf;
@@ -179,9 +180,10 @@ fn dispatch(cli: Cli) -> anyhow::Result<Outcome> {
     let overrides = cli.command.overrides(&cli.globals);
     let loaded = Config::load(cli.globals.config.as_deref(), process_environment(), &overrides)?;
     let config = loaded.config.clone();
-    logging::start(&config.log);
-    failpoint::check().map_err(UsageError)?;
     let node = app::node_id(&config)?;
+    // Sends what is left of the traces when the command has ended.
+    let _traces = logging::start(&config, &node)?;
+    failpoint::check().map_err(UsageError)?;
     let context = Context { config, loaded, node };
     match cli.command {
         Command::Demo(demo) => demo.run(context),

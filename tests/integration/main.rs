@@ -35,4 +35,5 @@ mod sizes;
 mod sqlite_files;
 mod step_by_step;
 mod storage;
+mod telemetry;
 mod the_judge;
