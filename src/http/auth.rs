@@ -33,8 +33,12 @@ pub(super) const COOKIE: &str = "chancery_token";
 /// How long what the database said of its tokens is good for.
 const GOOD_FOR: Duration = Duration::from_secs(1);
 
-/// How long it is good for while the database does not answer.
-const GOOD_IN_AN_OUTAGE: Duration = Duration::from_secs(30);
+/// How long it is good for while the database does not answer: nothing that needs the database works
+/// then, and metrics must.
+const GOOD_IN_AN_OUTAGE: Duration = Duration::from_secs(600);
+
+/// How often it is asked for at least, so that an outage finds something.
+const KEEP_AT_HAND: Duration = Duration::from_secs(10);
 
 /// The shortest pause between two questions for tokens that are not known.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
@@ -84,6 +88,15 @@ impl Tokens {
     pub(super) fn new(store: Arc<dyn Store>) -> Self {
         let used = Used { tokens: BTreeSet::new(), noted_at: Instant::now() };
         Tokens { store, known: Mutex::default(), asking: Turns::new(()), used: Mutex::new(used) }
+    }
+
+    /// Keeps what the database says at hand, for ever.
+    pub(super) async fn follow(&self) {
+        loop {
+            // A failure is told where it happens.
+            let _ = self.known_since(Instant::now()).await;
+            tokio::time::sleep(KEEP_AT_HAND).await;
+        }
     }
 
     /// The bearer of a token; `None` if it opens nothing.
@@ -198,8 +211,10 @@ pub(super) async fn authenticate(
             Ok(next.call(request).await?.map_into_left_body())
         }
         Err(problem) => {
+            // Not by `into_response`, which forgets the error and so the request's id.
             let refused = HttpResponse::from_error(problem);
-            Ok(request.into_response(refused).map_into_right_body())
+            let (request, _) = request.into_parts();
+            Ok(ServiceResponse::new(request, refused).map_into_right_body())
         }
     }
 }

@@ -210,6 +210,8 @@ pub fn serve(service: Service) -> std::io::Result<Server> {
         signing,
     });
     actix_web::rt::spawn(dashboard::watch(Data::clone(&shared)));
+    let of_tokens = Data::clone(&shared);
+    actix_web::rt::spawn(async move { of_tokens.tokens.follow().await });
     let health = Data::new(health::Health::default());
     let jwks = Data::new(jwks::PublicKeys::default());
     let of_server = Data::clone(&shared);

@@ -12,6 +12,7 @@
 #[macro_use]
 mod support;
 
+mod api;
 mod arrivals;
 mod clocks;
 mod cluster;
