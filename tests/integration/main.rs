@@ -18,6 +18,7 @@ mod clocks;
 mod cluster;
 mod command_line;
 mod configuration;
+mod dashboard;
 mod database_errors;
 mod examples;
 mod failures;

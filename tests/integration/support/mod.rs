@@ -1,5 +1,6 @@
 //! What the themes share: a site for each test, the program, its database, and the judge.
 
+pub(crate) mod browser;
 pub(crate) mod database;
 pub(crate) mod judge;
 pub(crate) mod program;
