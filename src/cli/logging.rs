@@ -2,14 +2,13 @@
 
 use std::io::IsTerminal;
 
-use tracing::level_filters::LevelFilter;
-use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, registry};
 
 use super::output::LogWriter;
 use super::traces::Traces;
+use crate::app::UsageError;
 use crate::config::{Config, LogFormat};
 use crate::types::NodeId;
 
@@ -17,7 +16,7 @@ use crate::types::NodeId;
 ///
 /// # Errors
 /// If the collector's URL cannot be used.
-pub(super) fn start(config: &Config, node: &NodeId) -> anyhow::Result<Option<Traces>> {
+pub(super) fn start(config: &Config, node: &NodeId) -> Result<Option<Traces>, UsageError> {
     let level = &config.log.level;
     let filter = EnvFilter::try_new(level).unwrap_or_else(|_| EnvFilter::new("info"));
     let lines = tracing_subscriber::fmt::layer()
@@ -29,9 +28,7 @@ pub(super) fn start(config: &Config, node: &NodeId) -> anyhow::Result<Option<Tra
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
     let traces = Traces::start(&config.telemetry, node)?;
-    // Whatever is logged, what is traced are the spans of this program.
-    let ours = Targets::new().with_target(env!("CARGO_PKG_NAME"), LevelFilter::INFO);
-    let spans = traces.as_ref().map(|traces| traces.layer().with_filter(ours));
+    let spans = traces.as_ref().map(Traces::layer);
     // A second start, as in tests that share a process, changes nothing.
     let _ = registry().with(lines.with_filter(filter)).with(spans).try_init();
     Ok(traces)

@@ -24,6 +24,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+use self::traces::Traces;
 use crate::app::{self, Connected, MissingDatabase, UsageError};
 use crate::config::{Config, ConfigError, Loaded, Overrides, process_environment};
 use crate::db::Ring;
@@ -158,7 +159,9 @@ impl Context {
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    match dispatch(cli) {
+    // Sends what is left of the spans when it is dropped: after the last word, which must not wait.
+    let mut traces = None;
+    match dispatch(cli, &mut traces) {
         Ok(outcome) => outcome.into(),
         Err(error) => {
             // A closed pipe (`chancery status | head`) is the reader's wish.
@@ -173,7 +176,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn dispatch(cli: Cli) -> anyhow::Result<Outcome> {
+fn dispatch(cli: Cli, traces: &mut Option<Traces>) -> anyhow::Result<Outcome> {
     if let Command::Completions(completions) = cli.command {
         return completions.run(<Cli as clap::CommandFactory>::command());
     }
@@ -181,8 +184,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<Outcome> {
     let loaded = Config::load(cli.globals.config.as_deref(), process_environment(), &overrides)?;
     let config = loaded.config.clone();
     let node = app::node_id(&config)?;
-    // Sends what is left of the traces when the command has ended.
-    let _traces = logging::start(&config, &node)?;
+    *traces = logging::start(&config, &node)?;
     failpoint::check().map_err(UsageError)?;
     let context = Context { config, loaded, node };
     match cli.command {
