@@ -61,7 +61,7 @@ fn ready_says_which_part_is_not(site: Site) {
     let body: Value = serde_json::from_str(&ready.body).unwrap();
     assert_eq!(body["ready"], true);
     let parts: Vec<_> = body["parts"].as_array().unwrap().iter().map(|p| &p["part"]).collect();
-    assert_eq!(parts, ["database", "migrations", "keys", "lag", "signing"]);
+    assert_eq!(parts, ["database", "migrations", "keys", "lag", "kek", "signing"]);
     assert_eq!(body["parts"][2]["detail"], "4 active");
     assert_eq!(get(&address, "/ready", "Accept: */*\r\n").body, "ready\n");
 

@@ -128,6 +128,7 @@ fn each_step_is_told() {
         history(),
         AuditStep::Keys { ring: ring() },
         history(),
+        AuditStep::AdminLog { checked: 2 },
     ];
     assert_eq!(*told.borrow(), steps);
 }
