@@ -26,6 +26,9 @@ use clap::Parser;
 
 use site::Site;
 
+/// A name, how it is measured, and what the figure is.
+type Measurement = (&'static str, fn(&Site) -> f64, &'static str);
+
 /// Measures the service.
 #[derive(Parser)]
 struct Arguments {
@@ -49,7 +52,7 @@ fn main() {
     let arguments = Arguments::parse();
     let wanted =
         |name: &str| arguments.names.is_empty() || arguments.names.iter().any(|n| n == name);
-    let measurements: [(&str, fn(&Site) -> f64, &str); 6] = [
+    let measurements: [Measurement; 6] = [
         ("bulk", measure::bulk, "records/s by bulk NDJSON, 256 bytes, signing paused"),
         ("named", measure::named, "records/s by bulk NDJSON with external ids, signing paused"),
         ("single", measure::single, "single POSTs/s from 32 connections, signing paused"),
