@@ -9,6 +9,7 @@ mod actions;
 mod fixture;
 mod judge;
 
+mod admin;
 mod check_out;
 mod concurrency;
 mod constraints;
@@ -19,6 +20,7 @@ mod leases;
 mod load;
 mod migrations;
 mod nodes;
+mod pickup;
 mod postgres_blockers;
 mod postgres_commits;
 mod postgres_order;

@@ -18,7 +18,7 @@ on_both_databases! {
 }
 
 /// Every command, with what its help must name.
-const COMMANDS: [(&[&str], &[&str]); 20] = [
+const COMMANDS: [(&[&str], &[&str]); 23] = [
     (&[], &["--config", "--database-url", "--log-format", "Exit codes", "CHANCERY_SECTION__KEY"]),
     (&["demo"], &["--records", "--keys", "--batch-size", "--dir"]),
     (&["migrate"], &["--database-url"]),
@@ -34,11 +34,14 @@ const COMMANDS: [(&[&str], &[&str]); 20] = [
     (&["seed"], &["--records", "--payload-bytes", "--random-seed"]),
     (&["import"], &["FILE", "--format", "--id-field", "--payload-field", "lines", "jsonl", "csv"]),
     (&["run"], &["--batch-size", "--signers"]),
-    (&["serve"], &["--batch-size", "--signers"]),
+    (&["serve"], &["--batch-size", "--signers", "--no-signing", "/ready"]),
     (&["verify"], &["--json"]),
     (&["audit"], &["--json"]),
     (&["export"], &["--format", "jsonl", "csv", "--out"]),
     (&["kek", "generate"], &["--out", "0600"]),
+    (&["token", "create"], &["--name", "--role", "reader", "writer", "--expires-in"]),
+    (&["token", "list"], &["--json"]),
+    (&["token", "revoke"], &["ID"]),
 ];
 
 #[test]

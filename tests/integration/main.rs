@@ -20,6 +20,7 @@ mod command_line;
 mod configuration;
 mod dashboard;
 mod database_errors;
+mod deploy;
 mod examples;
 mod failures;
 mod hostile;

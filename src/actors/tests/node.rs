@@ -253,7 +253,7 @@ pub(super) async fn eventually(what: &str, wanted: impl Fn() -> bool) {
 }
 
 /// Asks until there is an answer.
-async fn for_a_while<T>(what: &str, ask: impl AsyncFn() -> Option<T>) -> T {
+pub(super) async fn for_a_while<T>(what: &str, ask: impl AsyncFn() -> Option<T>) -> T {
     let asking = async {
         loop {
             if let Some(answer) = ask().await {

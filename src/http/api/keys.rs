@@ -20,6 +20,10 @@ use crate::http::problem::{Problem, ProblemDocument};
 use crate::keyring::{Kek, private};
 use crate::types::{KeyEvent, KeyId, KeyStatus, Kid};
 
+/// How many keys one request makes, at the most: they are one transaction under the ring's lock, which
+/// must end well within a lease.
+const MOST_KEYS: u32 = 1_000;
+
 /// A key's public part, and how it is doing.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct KeyBody {
@@ -123,8 +127,8 @@ pub(super) async fn show(
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Generate {
-    /// So many.
-    #[schema(minimum = 1, maximum = 10000)]
+    /// So many: the ring is locked meanwhile, and nothing is signed.
+    #[schema(minimum = 1, maximum = 1000)]
     count: u32,
 }
 
@@ -151,9 +155,9 @@ pub(super) async fn generate(
     body: Json<Generate>,
 ) -> Result<HttpResponse, Problem> {
     let count = body.0.count;
-    if !(1..=10_000).contains(&count) {
+    if !(1..=MOST_KEYS).contains(&count) {
         return Err(Problem::unprocessable(format!(
-            "count is {count}: it must be from 1 to 10000."
+            "count is {count}: it must be from 1 to {MOST_KEYS}."
         )));
     }
     let kek = kek(&shared)?;

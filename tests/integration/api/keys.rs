@@ -101,9 +101,9 @@ fn a_key_that_is_none_is_refused_and_never_quoted(site: Site) {
         answer.expect_problem(422, words);
         assert!(!answer.text.contains("c2VjcmV0"), "{}", answer.text);
     }
-    for count in [0, 10_001] {
+    for count in [0, 1_001] {
         let body = json!({"count": count});
-        served.post("/v1/keys/generate", &body).expect_problem(422, "from 1 to 10000");
+        served.post("/v1/keys/generate", &body).expect_problem(422, "from 1 to 1000");
     }
     let long = json!({"reason": "x".repeat(1001)});
     let kid = served.get("/v1/keys").expect(200)["items"][0]["kid"].as_str().unwrap().to_owned();

@@ -69,7 +69,7 @@ fn the_certificate_is_renewed_while_it_serves_and_clients_must_show_theirs() {
     issue(&second, &cert, &key);
     wait_until("the new certificate is shown", || status(&new_ca).1.ends_with("200"));
     std::fs::write(&cert, "half a certif").unwrap();
-    serve.wait_for_stderr("could not take the TLS certificate that is new");
+    serve.wait_for_stderr("keeps the TLS certificates that it has");
     assert!(status(&new_ca).0, "the one before stays in force");
     serve.signal(Signal::TERM);
     serve.wait().expect_code(0);
