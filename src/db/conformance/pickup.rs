@@ -197,7 +197,7 @@ fn nothing_ever_appears_in_the_feed_before_what_was_seen<F: Fixture>(f: &F) {
     });
     assert!(seen.is_sorted_by(|a, b| a < b));
     assert_eq!(seen.len(), RECORDS as usize, "missed by who went on from what was seen");
-    assert_signed(f, &*stores[0], RING, RECORDS.into());
+    assert_signed(f, &*stores[0], RING, RECORDS);
 }
 
 fn lists_are_read_in_pages_and_by_state<F: Fixture>(f: &F) {
