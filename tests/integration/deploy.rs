@@ -22,16 +22,14 @@ type Metric = (String, BTreeSet<String>);
 fn described_metrics() -> BTreeMap<String, Metric> {
     let page = read("docs/METRICS.md");
     let mut metrics = BTreeMap::new();
-    for row in page.lines().filter_map(|line| line.strip_prefix("| `chancery_")) {
-        let cells: Vec<&str> = row.split(" | ").collect();
-        let name = format!("chancery_{}", cells[0].trim_end_matches('`'));
-        // The labels stand in code marks, and their values behind a colon.
-        let labels = cells[2].split(", `").map(|label| label.split(':').next().unwrap());
-        let names = cells[2].contains(':').then(|| vec![cells[2].split(':').next().unwrap()]);
-        let names = names.unwrap_or_else(|| labels.collect());
-        let plain = |name: &str| name.trim_matches(['`', ' ']).to_owned();
-        let labels = names.into_iter().map(plain).filter(|name| !name.is_empty()).collect();
-        let twice = metrics.insert(name.clone(), (cells[1].to_owned(), labels));
+    for row in page.lines().filter(|line| line.starts_with("| `chancery_")) {
+        let cells: Vec<&str> = row.split('|').map(|cell| cell.trim().trim_matches('`')).collect();
+        let name = cells[1].to_owned();
+        // The values of a label stand behind a colon.
+        let labels = cells[3].split(':').next().unwrap().split(',');
+        let labels = labels.map(|label| label.trim_matches([' ', '`']).to_owned());
+        let labels = labels.filter(|label| !label.is_empty()).collect();
+        let twice = metrics.insert(name.clone(), (cells[2].to_owned(), labels));
         assert!(twice.is_none(), "{name} is described twice");
     }
     assert!(metrics.len() > 30, "{} metrics", metrics.len());
