@@ -257,8 +257,15 @@ impl Supervisor {
         {
             self.stations.timings.key_wait.observe(seconds(now.saturating_sub(since)));
         }
-        if granted.shortage == Some(Shortage::NoFreeKey) {
-            self.lacks_key_since.get_or_insert(now);
+        match granted.shortage {
+            Some(Shortage::NoFreeKey) => {
+                self.lacks_key_since.get_or_insert(now);
+            }
+            // Nothing waits for a key any more, or not for one that somebody else has.
+            Some(Shortage::NoWork | Shortage::NoActiveKey | Shortage::Paused) => {
+                self.lacks_key_since = None;
+            }
+            None => {}
         }
         self.snapshot.ring_paused = granted.shortage == Some(Shortage::Paused);
     }

@@ -1,6 +1,6 @@
 //! A node over HTTP: its API, its health, its metrics, and the public keys.
 //!
-//! Denied by default: what needs no token is named in [`open_endpoints`], and everything else asks
+//! Denied by default: what needs no token is named in `open_endpoints`, and everything else asks
 //! for one before it does anything.
 
 mod api;

@@ -23,12 +23,17 @@ function morph(old, fresh) {
         if (old.getAttribute(name) !== value) old.setAttribute(name, value);
     }
     for (const { name } of [...old.attributes]) {
-        if (!fresh.hasAttribute(name) && name !== 'disabled') old.removeAttribute(name);
+        if (!fresh.hasAttribute(name) && name !== 'aria-busy') old.removeAttribute(name);
     }
     morphChildren(old, fresh);
 }
 
 function morphChildren(old, fresh) {
+    // A row that goes takes its own focus along, and gives it to no other.
+    if (fresh.localName === 'tbody') {
+        const kept = new Set([...fresh.rows].map((row) => row.cells[0].textContent));
+        [...old.rows].filter((row) => !kept.has(row.cells[0].textContent)).forEach((row) => row.remove());
+    }
     const [before, after] = [[...old.childNodes], [...fresh.childNodes]];
     after.forEach((node, n) => {
         if (n < before.length) morph(before[n], node);
@@ -52,17 +57,27 @@ function say(words, kind) {
     live.dataset.kind = kind;
 }
 
-const events = new EventSource('/events');
-events.addEventListener('open', () => say('live', 'good'));
-events.addEventListener('error', () => say('reconnecting', 'warn'));
-events.addEventListener('section', (event) => {
-    const { id, html } = JSON.parse(event.data);
-    show(id, html);
-});
-events.addEventListener('bye', () => {
-    events.close();
-    location.assign('/login');
-});
+function connect() {
+    const events = new EventSource('/events');
+    events.addEventListener('open', () => say('live', 'good'));
+    events.addEventListener('section', (event) => {
+        const { id, html } = JSON.parse(event.data);
+        show(id, html);
+    });
+    events.addEventListener('bye', () => {
+        events.close();
+        location.assign('/login');
+    });
+    events.addEventListener('error', async () => {
+        say('reconnecting', 'warn');
+        // The browser tries again by itself, but not after an answer that was no stream.
+        if (events.readyState !== EventSource.CLOSED) return;
+        const answer = await fetch('/v1/nodes?limit=1').catch(() => undefined);
+        if (answer?.status === 401) location.assign('/login');
+        else setTimeout(connect, 5000);
+    });
+}
+connect();
 
 // Orders
 
@@ -89,7 +104,9 @@ function confirmed(words) {
 async function order(button) {
     const { post, body, confirm } = button.dataset;
     if (!await confirmed(confirm)) return;
-    button.disabled = true;
+    // Not disabled, which would take its focus away.
+    if (button.getAttribute('aria-busy') === 'true') return;
+    button.setAttribute('aria-busy', 'true');
     try {
         const headers = body ? { 'Content-Type': 'application/json' } : {};
         const answer = await fetch(post, { method: 'POST', headers, body });
@@ -99,7 +116,7 @@ async function order(button) {
     } catch {
         toast('The node does not answer.', 'bad');
     } finally {
-        button.disabled = false;
+        button.removeAttribute('aria-busy');
     }
 }
 
