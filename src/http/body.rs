@@ -80,6 +80,24 @@ impl<T: DeserializeOwned> FromRequest for Json<T> {
     }
 }
 
+/// A body of JSON with a secret in it: what is said of a bad one quotes nothing of it.
+pub(super) struct SecretJson<T>(pub(super) T);
+
+impl<T: DeserializeOwned + 'static> FromRequest for SecretJson<T> {
+    type Error = Problem;
+    type Future = Pin<Box<dyn Future<Output = Result<Self, Problem>>>>;
+
+    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let body = Json::from_request(request, payload);
+        Box::pin(async move {
+            match body.await {
+                Ok(Json(body)) => Ok(SecretJson(body)),
+                Err(problem) => Err(problem.without_quotes()),
+            }
+        })
+    }
+}
+
 /// A body of JSON, or none.
 pub(super) struct JsonOrNone<T>(pub(super) T);
 

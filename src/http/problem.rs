@@ -130,6 +130,16 @@ impl Problem {
         self.status == StatusCode::UNAUTHORIZED
     }
 
+    /// Of a body: the same in words that quote nothing of it.
+    pub(super) fn without_quotes(self) -> Self {
+        let detail = match self.status {
+            StatusCode::BAD_REQUEST => "The body is not JSON, or broke off.",
+            StatusCode::UNPROCESSABLE_ENTITY => "The body does not fit: see /openapi.json.",
+            _ => return self,
+        };
+        Problem { detail: detail.into(), ..self }
+    }
+
     pub(super) fn detail(&self) -> &str {
         &self.detail
     }

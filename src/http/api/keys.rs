@@ -15,7 +15,7 @@ use crate::actors::{new_keys, off_thread};
 use crate::db::Key;
 use crate::http::Shared;
 use crate::http::auth::{As, KeyAdmin, Reader};
-use crate::http::body::{Json, JsonOrNone};
+use crate::http::body::{Json, JsonOrNone, SecretJson};
 use crate::http::problem::{Problem, ProblemDocument};
 use crate::keyring::{Kek, private};
 use crate::types::{KeyEvent, KeyId, KeyStatus, Kid};
@@ -220,7 +220,7 @@ struct ImportedKey {
 pub(super) async fn import(
     caller: As<KeyAdmin>,
     shared: Data<Shared>,
-    body: Json<Import>,
+    body: SecretJson<Import>,
 ) -> Result<HttpResponse, Problem> {
     let read = match (&body.0.pem, &body.0.jwk) {
         (Some(pem), None) => private::from_pem(pem),

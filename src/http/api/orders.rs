@@ -62,21 +62,7 @@ pub(super) async fn pause(
     shared: Data<Shared>,
     order: Json<Order>,
 ) -> Result<HttpResponse, Problem> {
-    let ring = shared.ring.id;
-    match order.0.scope {
-        Scope::All => {
-            let actor = caller.0.actor();
-            let changed = shared.ask(move |store| store.set_paused(ring, true, &actor)).await?;
-            let now = if changed { "is paused" } else { "was paused already" };
-            Ok(Obeyed::response(format!("ring {} {now}", shared.ring.name)))
-        }
-        Scope::Node => {
-            let signing = signing(&shared)?;
-            write_down(&shared, &caller.0, "node.paused").await?;
-            signing.supervisor.send(Pause).await.map_err(|_| stopped())?;
-            Ok(Obeyed::response(format!("node {} is paused", shared.node_name)))
-        }
-    }
+    set_paused(&shared, &caller.0, order.0.scope, true).await
 }
 
 /// Go on
@@ -94,22 +80,39 @@ pub(super) async fn resume(
     shared: Data<Shared>,
     order: Json<Order>,
 ) -> Result<HttpResponse, Problem> {
-    let ring = shared.ring.id;
-    match order.0.scope {
-        Scope::All => {
-            let actor = caller.0.actor();
-            let changed = shared.ask(move |store| store.set_paused(ring, false, &actor)).await?;
-            shared.nudge();
-            let now = if changed { "goes on" } else { "was not paused" };
-            Ok(Obeyed::response(format!("ring {} {now}", shared.ring.name)))
-        }
-        Scope::Node => {
-            let signing = signing(&shared)?;
-            write_down(&shared, &caller.0, "node.resumed").await?;
-            signing.supervisor.send(Resume).await.map_err(|_| stopped())?;
-            Ok(Obeyed::response(format!("node {} goes on", shared.node_name)))
-        }
+    set_paused(&shared, &caller.0, order.0.scope, false).await
+}
+
+/// Pauses this node or the whole ring, or lets it go on.
+async fn set_paused(
+    shared: &Shared,
+    caller: &Caller,
+    scope: Scope,
+    paused: bool,
+) -> Result<HttpResponse, Problem> {
+    if scope == Scope::Node {
+        let signing = signing(shared)?;
+        let action = if paused { "node.paused" } else { "node.resumed" };
+        write_down(shared, caller, action).await?;
+        let supervisor = &signing.supervisor;
+        let sent =
+            if paused { supervisor.send(Pause).await } else { supervisor.send(Resume).await };
+        sent.map_err(|_| stopped())?;
+        let now = if paused { "is paused" } else { "goes on" };
+        return Ok(Obeyed::response(format!("node {} {now}", shared.node_name)));
     }
+    let (ring, actor) = (shared.ring.id, caller.actor());
+    let changed = shared.ask(move |store| store.set_paused(ring, paused, &actor)).await?;
+    if !paused {
+        shared.nudge();
+    }
+    let now = match (paused, changed) {
+        (true, true) => "is paused",
+        (true, false) => "was paused already",
+        (false, true) => "goes on",
+        (false, false) => "was not paused",
+    };
+    Ok(Obeyed::response(format!("ring {} {now}", shared.ring.name)))
 }
 
 /// Finish what is in flight, and end

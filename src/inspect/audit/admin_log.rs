@@ -46,3 +46,44 @@ pub(super) fn judge(reader: Reader<'_>, findings: &mut Findings) -> Result<u64, 
     }
     Ok(checked)
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::inspect::audit;
+    use crate::inspect::testbed::Testbed;
+    use crate::ledger::Rule;
+
+    /// What an audit says of the log after the SQL has run.
+    fn found_after(sql: &str) -> Vec<String> {
+        let bed = Testbed::new(2, 6, 3);
+        bed.sign_all();
+        for paused in [true, false, true, false] {
+            bed.store.set_paused(bed.store.ring("default").unwrap().id, paused, "me").unwrap();
+        }
+        bed.tamper(sql);
+        let report = audit(&*bed.store, &|_| {}).unwrap();
+        assert!(report.violations.iter().all(|finding| finding.rule == Rule::AdminLog), "{sql}");
+        report.violations.into_iter().map(|finding| finding.message).collect()
+    }
+
+    #[test]
+    fn an_entry_that_was_changed_removed_or_cut_off_is_found() {
+        assert_eq!(found_after("SELECT 1"), Vec::<String>::new());
+        for column in ["at", "actor", "action", "target", "detail"] {
+            let found = found_after(&format!("UPDATE admin_log SET {column} = 'x' WHERE seq = 3"));
+            assert_eq!(found, ["entry 3 is not what its hash was made of"], "{column}");
+        }
+        let gap = found_after("DELETE FROM admin_log WHERE seq = 3");
+        assert!(gap.contains(&"expected entry 3 of the log, found 4".to_owned()), "{gap:?}");
+        assert!(gap.contains(&"entry 4 does not follow the hash before it".to_owned()), "{gap:?}");
+        let first = found_after("DELETE FROM admin_log WHERE seq = 1");
+        assert!(first.contains(&"expected entry 1 of the log, found 2".to_owned()), "{first:?}");
+        for cut in ["DELETE FROM admin_log WHERE seq = 5", "DELETE FROM admin_log"] {
+            let found = found_after(cut);
+            let words = "the log's head says entry 5, which is not there with its hash";
+            assert_eq!(found, [words], "{cut}");
+        }
+        let rehashed = found_after("UPDATE admin_log SET hash = 'x' WHERE seq = 5");
+        assert_eq!(rehashed.len(), 2, "{rehashed:?}");
+    }
+}

@@ -31,6 +31,8 @@ fn no_secret_is_in_any_answer_log_metric_or_page(site: Site) {
     note(&served.post("/v1/keys/import", &jwk("Ed448")));
     note(&served.post("/v1/keys/import", &json!({"pem": pem})));
     note(&served.post("/v1/keys/import", &json!({"pem": pem, "odd": d})));
+    note(&served.post("/v1/keys/import", &json!({"jwk": d})));
+    note(&served.post("/v1/keys/import", &json!(d)));
     note(&served.post("/v1/keys/import", &json!({"pem": pem.replace("PRIVATE", "PUBLIC")})));
     let broken = served.ask(Method::POST, "/v1/keys/import").body(format!("{{\"pem\": \"{d}"));
     note(&served.send(broken.header("Content-Type", "application/json")));
