@@ -26,7 +26,7 @@ fn each_batch_is_a_span_with_its_signing_and_storing(site: Site) {
     let site = site
         .set("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.endpoint)
         .set("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", &collector.endpoint)
-        .set("CHANCERY_LOG__LEVEL", "error")
+        .set("CHANCERY_LOG__LEVEL", "warn")
         .with(3, 500);
     site.run(&["run", "--batch-size", "100"]).expect_code(0);
     assert_eq!(collector.requests(), 0, "sent without being told to");
@@ -41,7 +41,6 @@ fn each_batch_is_a_span_with_its_signing_and_storing(site: Site) {
 
     let sent = collector.sent();
     let spans = spans(&sent);
-    assert!(spans.iter().all(|span| span.events == 0), "log lines were sent: {spans:?}");
     let named = |name: &str| spans.iter().filter(|span| span.name == name).collect::<Vec<_>>();
     let batches = named("batch");
     assert_eq!(batches.len(), 10);
@@ -81,19 +80,30 @@ fn a_service_sends_its_requests_and_no_secret(site: Site) {
     post(address, &token, "/v1/keys/import", &key);
     post(address, &token, "/v1/records", r#"{"payload":"canary-of-a-payload"}"#);
     wait_until("the record is signed", || site.signatures() == 1);
+    // A request with a line in the log.
+    let wrong = format!("chy_{}", "w".repeat(43));
+    let headers = format!("Authorization: Bearer {wrong}\r\n");
+    assert!(ask(address, "GET /v1/status", &headers, "").starts_with("HTTP/1.1 401"));
+    let told = serve.wait_for_stderr("refused a token");
+    assert!(told.contains("request_id"), "not in the request's span: {told}");
     serve.signal(Signal::TERM);
     let ended = serve.wait().expect_code(0);
 
     let sent = collector.sent();
     let mut names = BTreeMap::<String, u32>::new();
-    spans(&sent).into_iter().for_each(|span| *names.entry(span.name).or_default() += 1);
-    assert_eq!(names["request"], 2, "{names:?}");
+    for span in spans(&sent) {
+        assert_eq!(span.events, 0, "lines of the log were sent: {span:?}");
+        *names.entry(span.name).or_default() += 1;
+    }
+    assert_eq!(names["request"], 3, "{names:?}");
+    assert!(!holds(&sent, b"refused a token"), "a line of the log was sent");
     assert_eq!((names["batch"], names["sign"], names["store"]), (1, 1, 1), "{names:?}");
     let private = URL_SAFE_NO_PAD.decode(PRIVATE).unwrap();
     let as_hex: String = private.iter().map(|byte| format!("{byte:02x}")).collect();
     let kek = std::fs::read_to_string(site.path("kek")).unwrap();
     let kek = kek.split_whitespace().flat_map(|word| word.split(':')).find(|word| word.len() > 40);
-    let secrets = [PRIVATE.as_bytes(), &private, as_hex.as_bytes(), token.as_bytes()];
+    let secrets =
+        [PRIVATE.as_bytes(), &private, as_hex.as_bytes(), token.as_bytes(), wrong.as_bytes()];
     for secret in secrets.into_iter().chain([kek.unwrap().as_bytes(), b"canary-of-a-payload"]) {
         assert!(!holds(&sent, secret), "sent {}", String::from_utf8_lossy(secret));
         assert!(!holds(ended.stderr.as_bytes(), secret), "logged a secret: {ended}");
@@ -109,7 +119,9 @@ fn a_collector_that_is_not_there_or_says_nothing_changes_no_run(site: Site) {
     // One that takes connections and never answers, a port on which nobody listens, one that refuses,
     // and one that names another, to which nothing may go.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
-    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    // The near end of a connection: while that lasts, nobody else gets the port to listen on.
+    let held = TcpStream::connect(silent.local_addr().unwrap()).unwrap();
+    let closed = held.local_addr().unwrap();
     let refuses = Collector::start("400 Bad Request");
     let other = Collector::start("200 OK");
     let redirects = Collector::start(&format!("307 Elsewhere\r\nlocation: {}", other.endpoint));
@@ -272,14 +284,21 @@ fn holds(bytes: &[u8], wanted: &[u8]) -> bool {
 }
 
 fn post(address: &str, token: &str, path: &str, body: &str) {
+    let headers = format!("Authorization: Bearer {token}\r\nContent-Type: application/json\r\n");
+    let answer = ask(address, &format!("POST {path}"), &headers, body);
+    assert!(answer.starts_with("HTTP/1.1 20"), "{path}: {answer}");
+}
+
+/// Asks over a connection of its own; `headers` are whole lines.
+fn ask(address: &str, what: &str, headers: &str, body: &str) -> String {
     let mut connection = TcpStream::connect(address).unwrap();
     let request = format!(
-        "POST {path} HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {token}\r\n\
-         Content-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        "{what} HTTP/1.1\r\nHost: {address}\r\n{headers}Content-Length: {}\r\n\
+         Connection: close\r\n\r\n{body}",
         body.len()
     );
     connection.write_all(request.as_bytes()).unwrap();
     let mut answer = String::new();
     connection.read_to_string(&mut answer).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 20"), "{path}: {answer}");
+    answer
 }
