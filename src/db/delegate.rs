@@ -202,10 +202,6 @@ macro_rules! shared_methods {
             self.read(|c| lists::batch(c, batch))
         }
 
-        fn public_key(&self, kid: &Kid) -> Result<Vec<u8>, StoreError> {
-            self.read(|c| pickup::public_key(c, kid))
-        }
-
         fn log_action(&self, action: &AdminAction<'_>) -> Result<(), StoreError> {
             self.run_tx("admin", |c| admin::log(c, action))
         }

@@ -310,12 +310,6 @@ pub trait Store: Send + Sync + 'static {
     /// [`StoreError::NotFound`].
     fn batch(&self, batch: BatchId) -> Result<BatchView, StoreError>;
 
-    /// The raw public key of that thumbprint, of whatever ring and status.
-    ///
-    /// # Errors
-    /// [`StoreError::NotFound`].
-    fn public_key(&self, kid: &Kid) -> Result<Vec<u8>, StoreError>;
-
     /// The connections of this process.
     fn pool_state(&self) -> PoolState;
 

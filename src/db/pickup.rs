@@ -7,7 +7,7 @@ use diesel::sql_types::{BigInt, Binary, Nullable, Text};
 
 use super::models::NumberRow;
 use super::shared::{Bind, Session, TxResult};
-use super::{FeedItem, FeedPosition, RecordSignature, RecordState, StoreError, StoredRecord};
+use super::{FeedItem, FeedPosition, RecordSignature, RecordState, StoredRecord};
 use crate::types::{BatchId, Kid, RecordId, RingId, Tick, Timestamp};
 
 /// How many stored uses a page of the feed looks at, at the most.
@@ -264,13 +264,4 @@ struct AgeRow {
     end_tick: i64,
     #[diesel(sql_type = BigInt)]
     age_us: i64,
-}
-
-/// A public key by its thumbprint, whatever its status.
-pub(super) fn public_key<S: Session>(s: &mut S, kid: &Kid) -> TxResult<Vec<u8>> {
-    let query = "SELECT public_key AS value FROM keys WHERE kid = $1";
-    match s.rows::<super::models::BytesRow>(query, &[Bind::Text(&kid.0)])?.pop() {
-        Some(row) => Ok(row.value),
-        None => Err(StoreError::NotFound { what: "key", name: kid.0.clone() }.into()),
-    }
 }

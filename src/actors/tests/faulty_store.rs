@@ -328,7 +328,6 @@ impl Store for FaultyStore {
         fn key_counts(&self, ring: RingId) -> Result<KeyCounts, StoreError>;
         fn list_batches(&self, ring: RingId, state: Option<BatchState>, after: BatchId, limit: u32) -> Result<Vec<BatchView>, StoreError>;
         fn batch(&self, batch: BatchId) -> Result<BatchView, StoreError>;
-        fn public_key(&self, kid: &Kid) -> Result<Vec<u8>, StoreError>;
         fn pool_state(&self) -> PoolState;
         fn log_action(&self, action: &AdminAction<'_>) -> Result<(), StoreError>;
         fn admin_log(&self, after: i64, limit: u32) -> Result<Vec<AdminEntry>, StoreError>;
