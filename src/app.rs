@@ -24,9 +24,9 @@ use crate::actors::supervisor::{
 use crate::actors::troubles::Troubles;
 use crate::clock::{BootClock, Clock};
 use crate::config::{Config, EngineName};
-use crate::db::{HeldSigningLock, NodeReport, ReclaimScope, Ring, Store};
+use crate::db::{HeldSigningLock, NodeReport, ReclaimScope, Retirement, Ring, Store};
 use crate::http::Signing;
-use crate::keyring::Kek;
+use crate::keyring::Keks;
 use crate::metrics::Timings;
 use crate::signing::Engine;
 use crate::types::{NodeId, NodeState};
@@ -34,7 +34,7 @@ use crate::types::{NodeId, NodeState};
 pub use connect::{
     Connected, MissingDatabase, ask_database, connect, wait_for_database, wait_for_signing_lock,
 };
-pub use kek::{KekSource, load_kek, load_or_make_kek};
+pub use kek::{load_keks, load_or_make_keks, new_passphrase};
 
 /// A mistake of the user's, as opposed to a failure: exit code 2.
 #[derive(Debug, thiserror::Error)]
@@ -130,6 +130,10 @@ impl Node {
                 node: node.clone(),
                 batch_size: config.signing.batch_size,
                 lease,
+                retirement: Retirement {
+                    after_signatures: config.keys.retire_after_signatures,
+                    after: config.keys.retire_after(),
+                },
             },
             Arc::clone(&store),
             Arc::clone(&clock),
@@ -204,9 +208,9 @@ impl Node {
         }
     }
 
-    /// What may be seen of it over HTTP, and steered; `kek` seals the keys that are added so.
+    /// What may be seen of it over HTTP, and steered; `keks` seal the keys that are added so.
     #[must_use]
-    pub fn signing(&self, kek: Arc<Kek>) -> Signing {
+    pub fn signing(&self, keks: Arc<Keks>) -> Signing {
         Signing {
             supervisor: self.supervisor.clone(),
             key_manager: self.key_manager.clone(),
@@ -215,7 +219,7 @@ impl Node {
             timings: self.timings.clone(),
             stored: self.stored.clone(),
             signers: self.signers,
-            kek,
+            keks,
         }
     }
 
@@ -315,15 +319,15 @@ impl Sizes {
 /// Unseals a ring's keys, and disables those that are damaged.
 ///
 /// # Errors
-/// A [`UsageError`] if the KEK is wrong, and the database's.
+/// A [`UsageError`] if the KEKs are wrong, and the database's.
 pub fn unseal_keys(
     config: &Config,
     store: &Arc<dyn Store>,
     ring: &Ring,
-    kek: Arc<Kek>,
+    keks: Arc<Keks>,
 ) -> anyhow::Result<KeySet> {
     let mut keys =
-        ask_for_keys(config, || KeySet::new(Arc::clone(store), ring.id, Arc::clone(&kek)))?;
+        ask_for_keys(config, || KeySet::new(Arc::clone(store), ring.id, Arc::clone(&keks)))?;
     for key in ask_for_keys(config, || keys.refresh())? {
         tracing::error!(kid = %key.kid, reason = key.reason, "disabled a damaged key");
     }

@@ -6,6 +6,7 @@
 mod database_url;
 mod error;
 mod load;
+mod secret_source;
 mod value;
 
 use std::fmt;
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 pub use self::database_url::{DatabaseUrl, DatabaseUrlError};
 pub use self::error::{ConfigError, Origin};
 pub use self::load::{DEFAULT_FILE, Key, Loaded, Overrides, process_environment};
+pub use self::secret_source::{NoSecretSource, SecretSource};
 pub use self::value::Auto;
 use crate::types::BatchSize;
 
@@ -157,6 +159,27 @@ pub struct KeysConfig {
     /// The file that holds the key-encryption key.
     #[serde(deserialize_with = "value::optional_path")]
     pub kek_file: Option<PathBuf>,
+    /// Where the key-encryption keys are, if not in [`KeysConfig::kek_file`]: the first seals, any
+    /// opens.
+    #[serde(deserialize_with = "value::secret_sources", skip_serializing_if = "Vec::is_empty")]
+    pub kek_sources: Vec<SecretSource>,
+    /// Where the passphrase of encrypted KEKs is.
+    #[serde(deserialize_with = "value::optional_secret_source")]
+    pub kek_passphrase: Option<SecretSource>,
+    /// After how many signatures a key is retired and replaced, 1 to 2^62; `None` for never.
+    #[serde(deserialize_with = "value::optional_whole::<1, { 1 << 62 }, _, _>")]
+    pub retire_after_signatures: Option<u64>,
+    /// After how many days a key is retired and replaced, 1 to 36,500; `None` for never.
+    #[serde(deserialize_with = "value::optional_whole::<1, 36_500, _, _>")]
+    pub retire_after_days: Option<u32>,
+}
+
+impl KeysConfig {
+    /// How old a key may get before it is retired, in seconds' resolution; `None` for any age.
+    #[must_use]
+    pub fn retire_after(&self) -> Option<Duration> {
+        self.retire_after_days.map(|days| Duration::from_secs(u64::from(days) * 86_400))
+    }
 }
 
 /// `[http]`

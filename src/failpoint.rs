@@ -77,6 +77,7 @@ pub const POINTS: &[(&str, &[&str])] = &[
     ("sweep", &["begun", "ring_locked", "moved", "committed"]),
     ("report", &["begun", "committed"]),
     ("keys", &["begun", "committed"]),
+    ("rewrap", &["begun", "resealed", "committed"]),
     ("intake", &["begun", "committed"]),
     ("admin", &["begun", "committed"]),
     ("key_manager", &["checking_out", "checked_out", "returning"]),

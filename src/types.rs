@@ -33,6 +33,10 @@ id! {
     KeyId
 }
 id! {
+    /// A row of `data_keys`.
+    DataKeyId
+}
+id! {
     /// A row of `records`.
     RecordId
 }
@@ -311,6 +315,18 @@ words! {
 }
 
 impl KeyEvent {
+    /// Whether it may happen to a key of that status, and changes it.
+    #[must_use]
+    pub fn may_follow(self, status: KeyStatus) -> bool {
+        match self {
+            KeyEvent::Added => false,
+            KeyEvent::Enabled => status == KeyStatus::Disabled,
+            KeyEvent::Disabled => status == KeyStatus::Active,
+            KeyEvent::Retired => matches!(status, KeyStatus::Active | KeyStatus::Disabled),
+            KeyEvent::Destroyed => status != KeyStatus::Destroyed,
+        }
+    }
+
     /// The status of the key after the event.
     #[must_use]
     pub fn status(self) -> KeyStatus {

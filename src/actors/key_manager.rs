@@ -19,7 +19,8 @@ use super::outage::Outages;
 use super::troubles::{Place, Reminder, Troubles};
 use crate::clock::{Clock, Deadline};
 use crate::db::{
-    self, ClaimedBatch, GiveUp, KeyUse, ReclaimScope, Reclaimed, Shortage, Store, StoreError,
+    self, ClaimedBatch, GiveUp, KeyUse, ReclaimScope, Reclaimed, Retirement, Shortage, Store,
+    StoreError,
 };
 use crate::failpoint::reach;
 use crate::metrics::{Timings, seconds};
@@ -28,6 +29,9 @@ use crate::types::{BatchSize, Fence, NodeId, Outcome, RingId};
 
 /// The longest pause between two looks for expired uses.
 const RECLAIM_PAUSE: Duration = Duration::from_millis(500);
+
+/// How many keys one round of housekeeping replaces, at the most.
+const MOST_REPLACED: u32 = 100;
 
 /// What a KeyManager needs to know.
 #[derive(Clone, Debug)]
@@ -40,6 +44,8 @@ pub struct KeyManagerSettings {
     pub batch_size: BatchSize,
     /// How long a checkout is good for.
     pub lease: Duration,
+    /// When a key is retired, and a fresh one takes its place.
+    pub retirement: Retirement,
 }
 
 impl KeyManagerSettings {
@@ -150,15 +156,17 @@ impl KeyManager {
             let fences: Vec<Fence> = actor.open.keys().copied().collect();
             let lost = actor.lost_checkouts();
             let ring = actor.settings.ring;
+            let retirement = actor.settings.retirement;
             move || {
                 // One that fails must not keep the others from their work.
                 let sent_at = clock.now();
                 let renewed =
                     if fences.is_empty() { Ok(Vec::new()) } else { store.renew(ring, &fences) };
+                let replaced = replace_due(store.as_ref(), &keys, ring, &retirement);
                 let damaged = refresh(&keys);
                 let found_lost = lost.map(|lost| lost.give_back(store.as_ref()));
                 let keys = keys.lock().unwrap_or_else(PoisonError::into_inner).len();
-                Ok(House { sent_at, renewed, damaged, found_lost, keys })
+                Ok(House { sent_at, renewed, replaced, damaged, found_lost, keys })
             }
         });
         context.spawn(round.map(|house, actor, context| {
@@ -230,6 +238,14 @@ impl KeyManager {
                 }
                 self.troubles.set(Place::Housekeeping, error.to_string());
                 tracing::warn!(%error, "could not renew leases");
+            }
+        }
+        match house.replaced {
+            Ok(0) => {}
+            Ok(keys) => tracing::info!(keys, "retired keys on schedule, and replaced them"),
+            Err(error) => {
+                self.troubles.set(Place::Housekeeping, error.to_string());
+                tracing::warn!(%error, "could not replace keys that are due to retire");
             }
         }
         match house.damaged {
@@ -316,10 +332,28 @@ fn refresh(keys: &Mutex<KeySet>) -> Result<u64, StoreError> {
     }
 }
 
+/// Retires keys that have signed for long enough, if any ever do; how many.
+fn replace_due(
+    store: &dyn Store,
+    keys: &Mutex<KeySet>,
+    ring: RingId,
+    retirement: &Retirement,
+) -> Result<u32, KeySetError> {
+    if retirement.is_never() {
+        return Ok(0);
+    }
+    let due = store.due_keys(ring, retirement, MOST_REPLACED)?;
+    if due.is_empty() {
+        return Ok(0);
+    }
+    keys.lock().unwrap_or_else(PoisonError::into_inner).replace(&due)
+}
+
 /// What a round of housekeeping did.
 struct House {
     sent_at: Duration,
     renewed: Result<Vec<Fence>, StoreError>,
+    replaced: Result<u32, KeySetError>,
     damaged: Result<u64, StoreError>,
     found_lost: Option<Result<(), StoreError>>,
     keys: usize,

@@ -3,18 +3,16 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::db::{KekCheck, SealedKeyRow, Store, StoreError};
-use crate::keyring::{Algorithm, Kek, KeyIdentity, unseal};
-use crate::signing::{PrivateKey, PublicKey};
-use crate::types::{KeyEvent, KeyId, Kid, RingId};
+use super::sealer::{Sealer, identity, prove_keks};
+use crate::db::{DueKey, SealedKeyRow, Store, StoreError};
+use crate::keyring::{DataKey, DataKeyError, DataKeyPlace, KekId, Keks, Opener, unseal};
+use crate::signing::PrivateKey;
+use crate::types::{DataKeyId, KeyEvent, KeyId, Kid, RingId};
 
 /// Unsealed private keys; each is wiped when the last use of it ends after it left the set.
 pub struct KeySet {
-    store: Arc<dyn Store>,
-    ring: RingId,
-    kek: Arc<Kek>,
-    database_id: String,
     keys: HashMap<KeyId, Arc<PrivateKey>>,
+    unsealer: Unsealer,
 }
 
 /// An active key that does not unseal under the KEK that sealed it; it has been disabled.
@@ -30,26 +28,42 @@ pub struct DamagedKey {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KeySetError {
-    /// The KEK is not the one that sealed this database's keys.
+    /// No KEK is one that sealed this database's keys.
     #[error(
-        "the KEK {found} is not the one that sealed this database's keys ({}): \
-         point keys.kek_file at the right file; no key was touched",
+        "{} not among those that sealed this database's keys ({}): point keys.kek_file or \
+         keys.kek_sources at the right one; no key was touched",
+        these(.found),
         .expected.join(", ")
     )]
     WrongKek {
-        /// The KEK's id.
-        found: String,
+        /// The ids of those that were given.
+        found: Vec<String>,
         /// The ids of the right ones.
         expected: Vec<String>,
     },
+    /// The KEK's check value was changed.
+    #[error("the check value of the KEK {kek_id} in the database is damaged; no key was touched")]
+    DamagedCheck {
+        /// The KEK's id.
+        kek_id: String,
+    },
     /// A key was sealed by a KEK that this node does not have.
-    #[error("key {kid} was sealed by the KEK {kek_id}, which this node does not have")]
+    #[error(
+        "key {kid} is sealed under the KEK {kek_id}, which this node does not have: add it to \
+         keys.kek_sources, or run `chancery keys rewrap` where it is"
+    )]
     OtherKek {
         /// The key.
         kid: Kid,
         /// The missing KEK's id.
         kek_id: String,
     },
+    /// A ring's data key does not open; none of its keys was touched.
+    #[error("{0}; no key was touched")]
+    DataKey(#[from] DataKeyError),
+    /// A key could not be sealed.
+    #[error(transparent)]
+    Seal(#[from] crate::keyring::SealError),
     /// A key of that thumbprint is there already.
     #[error("key {kid} is there already")]
     Duplicate {
@@ -61,46 +75,31 @@ pub enum KeySetError {
     Store(#[from] StoreError),
 }
 
-/// Proves `kek` against the database's check values; the first KEK that a database sees becomes
-/// its own.
-///
-/// # Errors
-/// [`KeySetError::WrongKek`], and the database's.
-pub fn prove_kek(store: &dyn Store, kek: &Kek) -> Result<(), KeySetError> {
-    let id = kek.id().0;
-    let mut checks = store.kek_checks()?;
-    if checks.is_empty() {
-        store.add_kek(&KekCheck { kek_id: id.clone(), check_value: kek.check_value() })?;
-        // Read back: two nodes with two KEKs may have done this at the same time.
-        checks = store.kek_checks()?;
-        checks.truncate(1);
+fn these(keks: &[String]) -> String {
+    match keks {
+        [one] => format!("the KEK {one} is"),
+        all => format!("the KEKs {} are", all.join(", ")),
     }
-    let proven = checks.iter().any(|check| check.kek_id == id && kek.proves(&check.check_value));
-    if proven {
-        return Ok(());
-    }
-    let expected = checks.into_iter().map(|check| check.kek_id).collect();
-    Err(KeySetError::WrongKek { found: id, expected })
 }
 
 impl KeySet {
-    /// An empty set for a ring, under a KEK that [`prove_kek`] has proven.
+    /// An empty set for a ring, under KEKs that [`prove_keks`] proves.
     ///
     /// # Errors
-    /// As [`prove_kek`].
-    pub fn new(store: Arc<dyn Store>, ring: RingId, kek: Arc<Kek>) -> Result<Self, KeySetError> {
-        prove_kek(store.as_ref(), &kek)?;
-        let database_id = store.database_id()?;
-        Ok(KeySet { store, ring, kek, database_id, keys: HashMap::new() })
+    /// As [`prove_keks`].
+    pub fn new(store: Arc<dyn Store>, ring: RingId, keks: Arc<Keks>) -> Result<Self, KeySetError> {
+        let unsealer = Unsealer::new(store, ring, keks)?;
+        Ok(KeySet { keys: HashMap::new(), unsealer })
     }
 
     /// Reads the ring again: unseals active keys that are new, drops those that are active no
     /// more, and disables those that are damaged.
     ///
     /// # Errors
-    /// [`KeySetError::OtherKek`] when all other keys have been seen to, and the database's.
+    /// [`KeySetError::OtherKek`] when all other keys have been seen to, [`KeySetError::DataKey`], and
+    /// the database's.
     pub fn refresh(&mut self) -> Result<Vec<DamagedKey>, KeySetError> {
-        let rows = self.store.sealed_keys(self.ring)?;
+        let rows = self.unsealer.store.sealed_keys(self.unsealer.ring)?;
         let mut damaged = Vec::new();
         let mut of_other_kek = None;
         let mut active = HashMap::with_capacity(rows.len());
@@ -109,20 +108,18 @@ impl KeySet {
                 active.insert(row.id, Arc::clone(key));
                 continue;
             }
-            if let Some(kek_id) = row.kek_id.as_ref().filter(|id| **id != self.kek.id().0) {
-                let (kid, kek_id) = (row.kid, kek_id.clone());
-                of_other_kek = Some(KeySetError::OtherKek { kid, kek_id });
-                continue;
-            }
-            match self.unseal(&row) {
+            match self.unsealer.unseal(&row) {
                 Ok(key) => {
                     active.insert(row.id, Arc::new(key));
                 }
-                Err(reason) => {
+                Err(Sealed::Damaged(reason)) => {
                     let disabled = KeyEvent::Disabled;
-                    self.store.change_key(&row.kid, disabled, "chancery", Some(&reason))?;
+                    let store = &self.unsealer.store;
+                    store.change_key(&row.kid, disabled, "chancery", Some(&reason))?;
                     damaged.push(DamagedKey { kid: row.kid, reason });
                 }
+                Err(Sealed::OtherKek(error)) => of_other_kek = Some(error),
+                Err(Sealed::Failed(error)) => return Err(error),
             }
         }
         self.keys = active;
@@ -130,21 +127,16 @@ impl KeySet {
         of_other_kek.map_or(Ok(damaged), Err)
     }
 
-    fn unseal(&self, row: &SealedKeyRow) -> Result<PrivateKey, String> {
-        let public_key = PublicKey::from_bytes(&row.public_key)
-            .map_err(|error| format!("key {}: public key: {error}", row.kid))?;
-        let identity = KeyIdentity {
-            database_id: self.database_id.clone(),
-            ring: self.ring,
-            key: row.id,
-            kid: row.kid.clone(),
-            algorithm: Algorithm::Ed25519,
-        };
-        let sealed = row
-            .sealed_private_key
-            .as_deref()
-            .ok_or_else(|| format!("key {}: it has no sealed private key", row.kid))?;
-        unseal(&self.kek, &identity, &public_key, sealed).map_err(|error| error.to_string())
+    /// Retires keys that have signed for long enough, and puts a fresh one in the place of each; how
+    /// many.
+    ///
+    /// # Errors
+    /// As [`Sealer::new`], and the database's.
+    pub fn replace(&self, due: &[DueKey]) -> Result<u32, KeySetError> {
+        let Unsealer { store, ring, keks, .. } = &self.unsealer;
+        let sealer = Sealer::new(store.as_ref(), *ring, keks)?;
+        let mut make = |id| super::new_keys::generate_one(&sealer, id);
+        Ok(store.replace_keys(*ring, due, "chancery", &mut make)?)
     }
 
     /// A key's private half.
@@ -163,5 +155,76 @@ impl KeySet {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.keys.is_empty()
+    }
+}
+
+/// Opens the sealed keys of one ring.
+pub(super) struct Unsealer {
+    store: Arc<dyn Store>,
+    ring: RingId,
+    keks: Arc<Keks>,
+    database_id: String,
+    data_keys: HashMap<DataKeyId, DataKey>,
+}
+
+/// Why a key stays sealed.
+#[derive(Debug)]
+pub(super) enum Sealed {
+    /// It is damaged, and its KEK is proven.
+    Damaged(String),
+    /// Its KEK is not here.
+    OtherKek(KeySetError),
+    /// The database failed, or a data key is damaged: nothing is said of the key.
+    Failed(KeySetError),
+}
+
+impl Unsealer {
+    /// # Errors
+    /// As [`prove_keks`].
+    pub(super) fn new(
+        store: Arc<dyn Store>,
+        ring: RingId,
+        keks: Arc<Keks>,
+    ) -> Result<Self, KeySetError> {
+        prove_keks(store.as_ref(), &keks)?;
+        let database_id = store.database_id()?;
+        Ok(Unsealer { store, ring, keks, database_id, data_keys: HashMap::new() })
+    }
+
+    pub(super) fn unseal(&mut self, row: &SealedKeyRow) -> Result<PrivateKey, Sealed> {
+        let kid = &row.kid;
+        let damaged = |what: &str| Sealed::Damaged(format!("key {kid}: {what}"));
+        let (Some(sealed), Some(kek_id)) = (&row.sealed_private_key, &row.kek_id) else {
+            return Err(damaged("it has no sealed private key"));
+        };
+        let Some(kek) = self.keks.find(&KekId(kek_id.clone())) else {
+            let (kid, kek_id) = (kid.clone(), kek_id.clone());
+            return Err(Sealed::OtherKek(KeySetError::OtherKek { kid, kek_id }));
+        };
+        if row.data_key.is_some_and(|id| !self.data_keys.contains_key(&id)) {
+            self.data_keys = self.read_data_keys().map_err(Sealed::Failed)?;
+        }
+        let opener = match row.data_key {
+            None => Opener::Kek(kek),
+            Some(id) => match self.data_keys.get(&id) {
+                Some(data_key) if data_key.kek().0 == *kek_id => Opener::DataKey(data_key),
+                _ => return Err(damaged("its data key is not one of its ring and its KEK")),
+            },
+        };
+        let identity = identity(&self.database_id, self.ring, row.id, kid.clone());
+        unseal(opener, &identity, &row.public_key, sealed)
+            .map_err(|error| Sealed::Damaged(error.to_string()))
+    }
+
+    /// The ring's data keys under the KEKs that are here.
+    fn read_data_keys(&self) -> Result<HashMap<DataKeyId, DataKey>, KeySetError> {
+        let place = DataKeyPlace { database_id: self.database_id.clone(), ring: self.ring };
+        let mut data_keys = HashMap::new();
+        for row in self.store.data_keys(self.ring)? {
+            if let Some(kek) = self.keks.find(&KekId(row.kek_id)) {
+                data_keys.insert(row.id, DataKey::unwrap(kek, &place, &row.wrapped_key)?);
+            }
+        }
+        Ok(data_keys)
     }
 }

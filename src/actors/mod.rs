@@ -16,6 +16,8 @@ pub mod messages;
 pub mod new_keys;
 mod outage;
 pub mod record_loader;
+pub mod rewrap;
+pub mod sealer;
 pub mod signer;
 pub mod supervisor;
 pub mod troubles;

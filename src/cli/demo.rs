@@ -47,8 +47,8 @@ impl Demo {
         let records = output::counted(self.records, "record");
 
         let begin = Instant::now();
-        let (kek, _) = app::load_or_make_kek(&context.config, store)?;
-        keys::generate(store, &ring, &kek, self.keys, false)?;
+        let (keks, _) = app::load_or_make_keks(&context.config, store)?;
+        keys::generate(store, &ring, &keks, self.keys, false)?;
         let made = output::counted(self.keys.into(), "private key");
         step("keys", &format!("{made}, sealed under {}.kek", path.display()), begin.elapsed())?;
 

@@ -1,5 +1,8 @@
 //! `chancery keys`
 
+mod change;
+mod rewrap;
+
 use anyhow::Context as _;
 use clap::ValueEnum;
 
@@ -8,11 +11,11 @@ use crate::actors::key_set::KeySetError;
 use crate::actors::new_keys;
 use crate::app::{self, MissingDatabase, UsageError};
 use crate::db::{Key, Ring, Store};
-use crate::keyring::{Kek, jwk};
+use crate::keyring::{Keks, jwk};
 use crate::signing::PublicKey;
 use crate::types::{KeyEvent, KeyId, KeyStatus, Kid};
 
-/// Generate, list, export, enable and disable signing keys
+/// Generate, list and export signing keys, and see them through their life
 #[derive(clap::Subcommand)]
 pub(super) enum Keys {
     /// Generate keys, sealed under the key-encryption key
@@ -31,20 +34,15 @@ pub(super) enum Keys {
         json: bool,
     },
     /// Let disabled keys sign again
-    Enable {
-        /// Key ids, or beginnings of them that fit one key only
-        #[arg(required = true, value_name = "KID")]
-        kids: Vec<String>,
-    },
+    Enable(change::Change),
     /// Keep keys from signing; a use that is under way ends as usual
-    Disable {
-        /// Key ids, or beginnings of them that fit one key only
-        #[arg(required = true, value_name = "KID")]
-        kids: Vec<String>,
-        /// Why; it is kept with the key
-        #[arg(long, value_name = "TEXT")]
-        reason: Option<String>,
-    },
+    Disable(change::Change),
+    /// Keep keys from signing for good; their public keys stay published
+    Retire(change::Change),
+    /// Wipe private keys; what they have signed stays verifiable
+    Destroy(change::Destroy),
+    /// Move every key to the first of the configured key-encryption keys
+    Rewrap(rewrap::Rewrap),
     /// Print public keys for others to verify with
     Export {
         /// jwks: a JWK set (RFC 7517, RFC 8037); pem: SubjectPublicKeyInfo (RFC 8410)
@@ -68,10 +66,11 @@ impl Keys {
         match self {
             Keys::Generate { count, if_empty } => generate_command(context, count, if_empty),
             Keys::List { json } => list(context, json),
-            Keys::Enable { kids } => change(context, &kids, KeyEvent::Enabled, None),
-            Keys::Disable { kids, reason } => {
-                change(context, &kids, KeyEvent::Disabled, reason.as_deref())
-            }
+            Keys::Enable(change) => change.run(context, KeyEvent::Enabled),
+            Keys::Disable(change) => change.run(context, KeyEvent::Disabled),
+            Keys::Retire(change) => change.run(context, KeyEvent::Retired),
+            Keys::Destroy(destroy) => destroy.run(context),
+            Keys::Rewrap(rewrap) => rewrap.run(context),
             Keys::Export { format, kid } => export(context, format, kid.as_deref()),
         }
     }
@@ -81,14 +80,14 @@ fn generate_command(context: &Context, count: u32, if_empty: bool) -> anyhow::Re
     let database = context.connect(MissingDatabase::Create)?;
     let ring = context.ring(&database)?;
     let store = database.store.as_ref();
-    let (kek, made) = app::load_or_make_kek(&context.config, store)?;
+    let (keks, made) = app::load_or_make_keks(&context.config, store)?;
     if let Some(path) = made {
         output::print_line(&format!(
             "made a key-encryption key for this database: {} (keep a copy in a safe place)",
             path.display()
         ))?;
     }
-    let added = generate(store, &ring, &kek, count, if_empty)?;
+    let added = generate(store, &ring, &keks, count, if_empty)?;
     let added = added.len() as u64;
     if added == 0 {
         output::print_line(&format!("ring {} has keys already: none added", ring.name))?;
@@ -103,15 +102,20 @@ fn generate_command(context: &Context, count: u32, if_empty: bool) -> anyhow::Re
 pub(super) fn generate(
     store: &dyn Store,
     ring: &Ring,
-    kek: &Kek,
+    keks: &Keks,
     count: u32,
     if_empty: bool,
 ) -> anyhow::Result<Vec<KeyId>> {
-    let added = new_keys::generate(store, ring, kek, count, if_empty, &actor());
-    added.map_err(|error| match error {
-        KeySetError::Store(error) => anyhow::Error::from(error),
+    let added = new_keys::generate(store, ring, keks, count, if_empty, &actor());
+    added.map_err(key_set_error)
+}
+
+/// What is wrong with a KEK is the user's; the rest is the database's.
+pub(super) fn key_set_error(error: KeySetError) -> anyhow::Error {
+    match error {
+        KeySetError::Store(error) => error.into(),
         other => UsageError(other.to_string()).into(),
-    })
+    }
 }
 
 /// Who acts, for the ring's history: the user of this process.
@@ -132,18 +136,19 @@ fn list(context: &Context, json: bool) -> anyhow::Result<Outcome> {
         return Ok(Outcome::Done);
     }
     output::print_line(&format!(
-        "{:<43}  {:<9} {:<6} {:>9} {:>8}  {}",
-        "KID", "STATUS", "IN USE", "LAST TICK", "BATCHES", "REASON"
+        "{:<43}  {:<9} {:<6} {:>9} {:>8} {:>10}  {}",
+        "KID", "STATUS", "IN USE", "LAST TICK", "BATCHES", "SIGNATURES", "REASON"
     ))?;
     for key in &keys {
         output::print_line(
             format!(
-                "{:<43}  {:<9} {:<6} {:>9} {:>8}  {}",
+                "{:<43}  {:<9} {:<6} {:>9} {:>8} {:>10}  {}",
                 key.kid,
                 key.status,
                 if key.in_use { "yes" } else { "no" },
                 key.last_tick,
                 key.stored_uses,
+                key.signatures,
                 key.status_reason.as_deref().unwrap_or_default()
             )
             .trim_end(),
@@ -164,6 +169,8 @@ struct KeyView<'a> {
     in_use: bool,
     last_tick: i64,
     stored_batches: u64,
+    signatures: u64,
+    kek_id: Option<&'a str>,
     created_at: String,
 }
 
@@ -180,28 +187,11 @@ impl<'a> From<&'a Key> for KeyView<'a> {
             in_use: key.in_use,
             last_tick: key.last_tick.0,
             stored_batches: key.stored_uses,
+            signatures: key.signatures,
+            kek_id: key.kek_id.as_deref(),
             created_at: key.created_at.to_string(),
         }
     }
-}
-
-fn change(
-    context: &Context,
-    kids: &[String],
-    event: KeyEvent,
-    reason: Option<&str>,
-) -> anyhow::Result<Outcome> {
-    let database = context.connect(MissingDatabase::Refuse)?;
-    let ring = context.ring(&database)?;
-    let keys = database.store.keys(ring.id)?;
-    // All names are looked up before anything changes.
-    let kids = kids.iter().map(|kid| find(&keys, kid)).collect::<Result<Vec<_>, _>>()?;
-    for key in kids {
-        let changed = database.store.change_key(&key.kid, event, &actor(), reason)?;
-        let verb = if changed { "is now" } else { "was already" };
-        output::print_line(&format!("key {} {verb} {}", key.kid, event.status()))?;
-    }
-    Ok(Outcome::Done)
 }
 
 /// The one key whose kid begins like that.

@@ -201,7 +201,7 @@ fn dispatch(cli: Cli, traces: &mut Option<Traces>) -> anyhow::Result<Outcome> {
         Command::Verify(verify) => verify.run(&context),
         Command::Audit(audit) => audit.run(&context),
         Command::Export(export) => export.run(&context),
-        Command::Kek(kek) => kek.run(),
+        Command::Kek(kek) => kek.run(&context),
         Command::Token(token) => token.run(&context),
     }
 }

@@ -16,6 +16,11 @@ pub(super) fn record_bar(what: &'static str, total: u64) -> ProgressBar {
     bar(what, total, template)
 }
 
+/// A bar over `total` keys.
+pub(super) fn key_bar(what: &'static str, total: u64) -> ProgressBar {
+    bar(what, total, "{prefix:>9} {bar:32.cyan/blue} {human_pos}/{human_len} keys  ETA {eta}")
+}
+
 /// A bar over `total` bytes.
 pub(super) fn byte_bar(what: &'static str, total: u64) -> ProgressBar {
     let template =

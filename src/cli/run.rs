@@ -104,8 +104,8 @@ pub(super) fn sign(
     database: &Connected,
     ring: &Ring,
 ) -> anyhow::Result<Summary> {
-    let kek = Arc::new(app::load_kek(&context.config)?);
-    let keys = app::unseal_keys(&context.config, &database.store, ring, kek)?;
+    let keks = Arc::new(app::load_keks(&context.config)?);
+    let keys = app::unseal_keys(&context.config, &database.store, ring, keks)?;
     let lock = app::wait_for_signing_lock(database.store.as_ref(), &context.node)?;
     let store = Arc::clone(&database.store);
     let first_tick = context.ring(database)?.tick;

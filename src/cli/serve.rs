@@ -11,7 +11,7 @@ use crate::app::signals::Signals;
 use crate::app::{self, Connected, MissingDatabase, Mode, Node, NodeParts, UsageError};
 use crate::db::Ring;
 use crate::http::{self, Service, Signing};
-use crate::keyring::Kek;
+use crate::keyring::Keks;
 
 /// Sign what is there and what arrives, with endpoints over HTTP, until SIGTERM or Ctrl-C
 #[derive(clap::Args)]
@@ -41,13 +41,13 @@ fn parts(
     context: &Context,
     database: &Connected,
     ring: &Ring,
-) -> anyhow::Result<(NodeParts, Arc<Kek>)> {
-    let (kek, made) = app::load_or_make_kek(&context.config, database.store.as_ref())?;
+) -> anyhow::Result<(NodeParts, Arc<Keks>)> {
+    let (keks, made) = app::load_or_make_keks(&context.config, database.store.as_ref())?;
     if let Some(path) = made {
         tracing::warn!(path = %path.display(), "made a key-encryption key; keep a copy of it");
     }
-    let kek = Arc::new(kek);
-    let keys = app::unseal_keys(&context.config, &database.store, ring, Arc::clone(&kek))?;
+    let keks = Arc::new(keks);
+    let keys = app::unseal_keys(&context.config, &database.store, ring, Arc::clone(&keks))?;
     let lock = app::wait_for_signing_lock(database.store.as_ref(), &context.node)?;
     let parts = NodeParts {
         store: Arc::clone(&database.store),
@@ -58,14 +58,14 @@ fn parts(
         lock,
         mode: Mode::Forever,
     };
-    Ok((parts, kek))
+    Ok((parts, keks))
 }
 
 async fn serve(
     context: &Context,
     database: Connected,
     ring: Ring,
-    parts: Option<(NodeParts, Arc<Kek>)>,
+    parts: Option<(NodeParts, Arc<Keks>)>,
 ) -> anyhow::Result<Outcome> {
     let config = &context.config;
     let mut signals = Signals::listen()?;
@@ -81,9 +81,9 @@ async fn serve(
     let mut signing = None;
     let node = match parts {
         None => None,
-        Some((parts, kek)) => {
+        Some((parts, keks)) => {
             let node = Node::start(parts)?;
-            signing = Some(node.signing(kek));
+            signing = Some(node.signing(keks));
             Some(node)
         }
     };

@@ -136,7 +136,7 @@ impl fmt::Display for Key {
 }
 
 /// Every key, in the order of the documentation; those of a section stand together.
-pub(super) const KEYS: [Key; 32] = [
+pub(super) const KEYS: [Key; 36] = [
     Key::new("database", "url"),
     Key::new("database", "wait_s"),
     Key::new("database", "pool_size"),
@@ -153,6 +153,10 @@ pub(super) const KEYS: [Key; 32] = [
     Key::new("lease", "duration_s"),
     Key::new("lease", "max_attempts"),
     Key::new("keys", "kek_file"),
+    Key::new("keys", "kek_sources"),
+    Key::new("keys", "kek_passphrase"),
+    Key::new("keys", "retire_after_signatures"),
+    Key::new("keys", "retire_after_days"),
     Key::new("http", "bind"),
     Key::new("http", "tls_cert_file"),
     Key::new("http", "tls_key_file"),

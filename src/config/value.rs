@@ -10,7 +10,7 @@ use serde::{Serialize, Serializer};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
-use super::{EngineName, LogFormat};
+use super::{EngineName, LogFormat, SecretSource};
 use crate::types::BatchSize;
 
 /// A number, or the word `auto` for one that the machine suggests.
@@ -53,6 +53,17 @@ where
     D: Deserializer<'de>,
 {
     from.deserialize_any(Whole::<LEAST, MOST, T>(PhantomData))
+}
+
+/// As [`whole`], for a key without a default.
+pub(super) fn optional_whole<'de, const LEAST: u64, const MOST: u64, T, D>(
+    from: D,
+) -> Result<Option<T>, D::Error>
+where
+    T: FromWhole,
+    D: Deserializer<'de>,
+{
+    whole::<LEAST, MOST, T, D>(from).map(Some)
 }
 
 /// `auto`, or a whole number from `LEAST` to `MOST`.
@@ -170,6 +181,53 @@ pub(super) fn optional_path<'de, D: Deserializer<'de>>(
     checked(from, "a path that is not blank, without control characters", |text| {
         is_plain(text).then(|| Some(PathBuf::from(text)))
     })
+}
+
+/// Where a secret comes from, for a key without a default.
+pub(super) fn optional_secret_source<'de, D: Deserializer<'de>>(
+    from: D,
+) -> Result<Option<SecretSource>, D::Error> {
+    checked(from, SECRET_SOURCE, |text| text.parse().ok().map(Some))
+}
+
+/// Where secrets come from: a list of texts, or one text with a `;` between each two.
+pub(super) fn secret_sources<'de, D: Deserializer<'de>>(
+    from: D,
+) -> Result<Vec<SecretSource>, D::Error> {
+    from.deserialize_any(SecretSources)
+}
+
+const SECRET_SOURCE: &str =
+    "file:PATH, credential:NAME, env:VARIABLE or command:PROGRAM ARGUMENT ...";
+
+struct SecretSources;
+
+impl<'de> Visitor<'de> for SecretSources {
+    type Value = Vec<SecretSource>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(SECRET_SOURCE)
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
+        let read =
+            |part: &str| part.parse().map_err(|_| E::invalid_value(Unexpected::Str(part), &self));
+        text.split(';').map(read).collect()
+    }
+
+    fn visit_seq<A: de::SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
+        let mut sources = Vec::new();
+        while let Some(text) = items.next_element::<String>()? {
+            let source = text
+                .parse()
+                .map_err(|_| de::Error::invalid_value(Unexpected::Str(&text), &self))?;
+            sources.push(source);
+        }
+        if sources.is_empty() {
+            return Err(de::Error::invalid_length(0, &self));
+        }
+        Ok(sources)
+    }
 }
 
 /// The URL of an HTTP endpoint, for a key without a default.

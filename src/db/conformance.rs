@@ -15,6 +15,8 @@ mod concurrency;
 mod constraints;
 mod inspection;
 mod intake;
+mod keks;
+mod key_changes;
 mod keys;
 mod leases;
 mod load;

@@ -66,7 +66,7 @@ macro_rules! shared_methods {
         }
 
         fn database_id(&self) -> Result<String, StoreError> {
-            self.read(keys::database_id)
+            self.read(keks::database_id)
         }
 
         fn ring(&self, name: &str) -> Result<Ring, StoreError> {
@@ -78,11 +78,46 @@ macro_rules! shared_methods {
         }
 
         fn kek_checks(&self) -> Result<Vec<KekCheck>, StoreError> {
-            self.read(keys::kek_checks)
+            self.read(keks::kek_checks)
         }
 
         fn add_kek(&self, check: &KekCheck) -> Result<(), StoreError> {
-            self.run_tx("keys", |c| keys::add_kek(c, check))
+            self.run_tx("keys", |c| keks::add_kek(c, check))
+        }
+
+        fn kek_usage(&self) -> Result<Vec<KekUsage>, StoreError> {
+            self.read(keks::kek_usage)
+        }
+
+        fn forget_kek(&self, kek_id: &str, actor: &str) -> Result<bool, StoreError> {
+            self.run_tx("keys", |c| keks::forget_kek(c, kek_id, actor))
+        }
+
+        fn data_keys(&self, ring: RingId) -> Result<Vec<DataKeyRow>, StoreError> {
+            self.read(|c| keks::data_keys(c, ring))
+        }
+
+        fn add_data_key(
+            &self,
+            ring: RingId,
+            kek_id: &str,
+            wrapped_key: &[u8],
+        ) -> Result<DataKeyRow, StoreError> {
+            self.run_tx("keys", |c| keks::add_data_key(c, ring, kek_id, wrapped_key))
+        }
+
+        fn keys_to_reseal(
+            &self,
+            ring: RingId,
+            data_key: DataKeyId,
+            after: KeyId,
+            limit: u32,
+        ) -> Result<Vec<SealedKeyRow>, StoreError> {
+            self.read(|c| keks::keys_to_reseal(c, ring, data_key, after, limit))
+        }
+
+        fn reseal_keys(&self, keys: &[Resealed]) -> Result<u64, StoreError> {
+            self.run_tx("rewrap", |c| keks::reseal_keys(c, keys))
         }
 
         fn add_keys(
@@ -109,23 +144,45 @@ macro_rules! shared_methods {
             self.read(|c| keys::sealed_keys(c, ring))
         }
 
-        fn change_key(
+        fn change_keys(
             &self,
-            kid: &Kid,
-            event: KeyEvent,
-            actor: &str,
-            reason: Option<&str>,
-        ) -> Result<bool, StoreError> {
-            let changed = self.run_tx("keys", |c| {
-                let (_, ring, _) = keys::key_state(c, kid)?;
+            ring: RingId,
+            kids: &[Kid],
+            change: &KeyChange<'_>,
+        ) -> Result<Vec<bool>, StoreError> {
+            let (changed, tick) = self.run_tx("keys", |c| {
+                if change.force {
+                    key_changes::lock_uses(c, kids)?;
+                }
                 let ring = $lock_ring(self, c, ring)?;
-                let tick = keys::change_key(c, &ring, kid, event, actor, reason)?;
-                Ok(tick.map(|tick| (ring.id, tick)))
+                key_changes::change_keys(c, &ring, kids, change)
             })?;
-            if let Some((ring, tick)) = changed {
-                self.seen.saw(ring, tick);
-            }
-            Ok(changed.is_some())
+            self.seen.saw(ring, tick);
+            Ok(changed)
+        }
+
+        fn due_keys(
+            &self,
+            ring: RingId,
+            retirement: &Retirement,
+            limit: u32,
+        ) -> Result<Vec<DueKey>, StoreError> {
+            self.read(|c| key_changes::due_keys(c, ring, retirement, limit))
+        }
+
+        fn replace_keys(
+            &self,
+            ring: RingId,
+            due: &[DueKey],
+            actor: &str,
+            make: &mut dyn FnMut(KeyId) -> Result<NewKey, MakeKeyError>,
+        ) -> Result<u32, StoreError> {
+            let (replaced, tick) = self.run_tx("keys", |c| {
+                let ring = $lock_ring(self, c, ring)?;
+                key_changes::replace_keys(c, &ring, due, actor, make)
+            })?;
+            self.seen.saw(ring, tick);
+            Ok(replaced)
         }
 
         fn add_records(

@@ -12,7 +12,7 @@ use crate::types::{BatchId, BatchState, KeyId, KeyStatus, Kid, RingId, Timestamp
 pub(super) fn key_columns<S: Session>() -> String {
     format!(
         "k.id, k.ring_id, k.kid, k.algorithm, k.public_key, k.status, k.status_reason,
-         k.last_tick, {} AS created_at,
+         k.last_tick, k.signature_count, k.kek_id, {} AS created_at,
          EXISTS (SELECT 1 FROM key_uses u WHERE u.key_id = k.id AND u.end_tick IS NULL) AS in_use,
          (SELECT count(*) FROM key_uses u WHERE u.key_id = k.id AND u.outcome = 'stored') AS stored_uses",
         S::micros("k.created_at")

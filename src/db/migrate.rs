@@ -153,8 +153,9 @@ fn grants(role: &str) -> String {
         "GRANT USAGE ON SCHEMA public TO {role};
          GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role};
          GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {role};
-         GRANT INSERT ON keks, keys, records, batches, key_uses, key_events, signatures TO {role};
+         GRANT INSERT ON keks, data_keys, keys, records, batches, key_uses, key_events, signatures TO {role};
          GRANT UPDATE ON rings, keys, records, batches, key_uses TO {role};
+         GRANT DELETE ON keks, data_keys TO {role};
          GRANT INSERT, UPDATE, DELETE ON nodes TO {role};
          GRANT INSERT ON tokens, admin_log TO {role};
          GRANT UPDATE ON tokens, admin_log_head TO {role};

@@ -8,6 +8,9 @@ mod admin;
 mod conformance;
 mod delegate;
 mod error;
+mod keks;
+mod key_changes;
+mod key_values;
 mod keys;
 mod lists;
 pub mod migrate;
@@ -29,18 +32,21 @@ use std::time::Duration;
 use crate::config::DatabaseUrl;
 use crate::ledger;
 use crate::types::{
-    BatchId, BatchRange, BatchState, Fence, KeyEvent, KeyId, KeyStatus, Kid, NodeId, Outcome,
-    Position, Record, RecordId, RingId, Tick, TokenId,
+    BatchId, BatchRange, BatchState, DataKeyId, Fence, KeyEvent, KeyId, KeyStatus, Kid, NodeId,
+    Outcome, Position, Record, RecordId, RingId, Tick, TokenId,
 };
 
 pub use error::{MakeKeyError, Refusal, StoreError};
+pub use key_values::{
+    DataKeyRow, DueKey, KekCheck, KekUsage, Key, KeyChange, NewKey, Resealed, Retirement,
+    SealedKey, SealedKeyRow,
+};
 pub use postgres::PgStore;
 pub use sqlite::{HeldSigningLock, SigningLock, SqliteStore};
 pub use values::{
     Added, Backlog, Batch, BatchKey, Blocker, CheckOut, CheckedOut, ClaimedBatch, GiveUp, Inserted,
-    KekCheck, Key, KeyUse, Membership, NewKey, NewRecord, Node, NodeReport, OpenUse, Progress,
-    ReclaimScope, Reclaimed, Remaining, Ring, SealedKeyRow, Shortage, SignedBatch, SignedRecord,
-    StoreOutcome,
+    KeyUse, Membership, NewRecord, Node, NodeReport, OpenUse, Progress, ReclaimScope, Reclaimed,
+    Remaining, Ring, Shortage, SignedBatch, SignedRecord, StoreOutcome,
 };
 pub use views::{
     AdminAction, AdminEntry, BatchView, FeedItem, FeedPosition, KeyCounts, KeyGlance, KeyTally,
@@ -199,6 +205,37 @@ pub trait Store: Send + Sync + 'static {
     /// Remembers a KEK's check value; no error if it is there already.
     fn add_kek(&self, check: &KekCheck) -> Result<(), StoreError>;
 
+    /// What is sealed under each KEK, the oldest KEK first.
+    fn kek_usage(&self) -> Result<Vec<KekUsage>, StoreError>;
+
+    /// Removes a KEK with its data keys, unless a key is sealed under it; whether it did.
+    fn forget_kek(&self, kek_id: &str, actor: &str) -> Result<bool, StoreError>;
+
+    /// The data keys of a ring, one for each KEK that has sealed keys of it.
+    fn data_keys(&self, ring: RingId) -> Result<Vec<DataKeyRow>, StoreError>;
+
+    /// Adds a ring's data key under a KEK, unless it has one; the one that it has now.
+    fn add_data_key(
+        &self,
+        ring: RingId,
+        kek_id: &str,
+        wrapped_key: &[u8],
+    ) -> Result<DataKeyRow, StoreError>;
+
+    /// Up to `limit` keys of a ring behind `after`, in order of id and whatever their status, that are
+    /// sealed by anything but this data key.
+    fn keys_to_reseal(
+        &self,
+        ring: RingId,
+        data_key: DataKeyId,
+        after: KeyId,
+        limit: u32,
+    ) -> Result<Vec<SealedKeyRow>, StoreError>;
+
+    /// Puts new seals in the place of old ones in one transaction, each only if the old one is still
+    /// there; how many were. No event: a key is the same key under another KEK.
+    fn reseal_keys(&self, keys: &[Resealed]) -> Result<u64, StoreError>;
+
     /// Adds `count` active keys, each made by `make` for the id that it will have.
     ///
     /// With `if_empty`, adds none to a ring that has keys. Returns the ids added.
@@ -220,19 +257,52 @@ pub trait Store: Send + Sync + 'static {
     /// The raw public keys of every ring that are active or retired, in order of id.
     fn public_keys(&self) -> Result<Vec<Vec<u8>>, StoreError>;
 
-    /// Changes a key's status, with its event in the ring's history.
-    ///
-    /// A change to the status that the key already has changes nothing and returns `false`.
+    /// Changes the status of keys of one ring in one transaction, each with its event in the ring's
+    /// history; for each, whether it has changed. A key that has that status already stays as it is.
     ///
     /// # Errors
-    /// [`StoreError::NotFound`], [`StoreError::IllegalChange`], or [`StoreError::KeyInUse`].
+    /// [`StoreError::NotFound`], [`StoreError::IllegalChange`], or [`StoreError::KeyInUse`], after which
+    /// none has changed.
+    fn change_keys(
+        &self,
+        ring: RingId,
+        kids: &[Kid],
+        change: &KeyChange<'_>,
+    ) -> Result<Vec<bool>, StoreError>;
+
+    /// As [`Store::change_keys`], for one key of whatever ring.
+    ///
+    /// # Errors
+    /// The same.
     fn change_key(
         &self,
         kid: &Kid,
         event: KeyEvent,
         actor: &str,
         reason: Option<&str>,
-    ) -> Result<bool, StoreError>;
+    ) -> Result<bool, StoreError> {
+        let ring = self.key(kid)?.ring;
+        let change = KeyChange { event, actor, reason, force: false };
+        Ok(self.change_keys(ring, std::slice::from_ref(kid), &change)?.contains(&true))
+    }
+
+    /// Up to `limit` active keys of a ring, in order of id, that have signed for long enough.
+    fn due_keys(
+        &self,
+        ring: RingId,
+        retirement: &Retirement,
+        limit: u32,
+    ) -> Result<Vec<DueKey>, StoreError>;
+
+    /// Retires those of `due` that are active still, and adds a key that `make` makes in the place of
+    /// each; how many.
+    fn replace_keys(
+        &self,
+        ring: RingId,
+        due: &[DueKey],
+        actor: &str,
+        make: &mut dyn FnMut(KeyId) -> Result<NewKey, MakeKeyError>,
+    ) -> Result<u32, StoreError>;
 
     // Intake and inspection.
 

@@ -4,18 +4,19 @@
 //! something else than Chancery, and is reported, never guessed at.
 
 use std::str::FromStr;
+use std::time::Duration;
 
 use diesel::QueryableByName;
 use diesel::sql_types::{BigInt, Binary, Bool, Integer, Nullable, Text};
 
 use super::{
-    Batch, BatchKey, ClaimedBatch, Key, KeyUse, Membership, OpenUse, Ring, SealedKeyRow,
+    Batch, BatchKey, ClaimedBatch, DueKey, Key, KeyUse, Membership, OpenUse, Ring, SealedKeyRow,
     SignedRecord, StoreError,
 };
 use crate::ledger::Event;
 use crate::types::{
-    BatchId, BatchRange, Fence, KeyId, Kid, NodeId, Position, Record, RecordId, RingId, Tick,
-    Timestamp,
+    BatchId, BatchRange, DataKeyId, Fence, KeyId, Kid, NodeId, Position, Record, RecordId, RingId,
+    Tick, Timestamp,
 };
 
 pub(super) fn word<T: FromStr<Err = crate::types::UnknownWord>>(
@@ -265,6 +266,10 @@ pub(super) struct KeyRow {
     #[diesel(sql_type = BigInt)]
     stored_uses: i64,
     #[diesel(sql_type = BigInt)]
+    signature_count: i64,
+    #[diesel(sql_type = Nullable<Text>)]
+    kek_id: Option<String>,
+    #[diesel(sql_type = BigInt)]
     created_at: i64,
 }
 
@@ -283,6 +288,8 @@ impl TryFrom<KeyRow> for Key {
             last_tick: Tick(row.last_tick),
             in_use: row.in_use,
             stored_uses: count(row.stored_uses)?.into(),
+            signatures: row.signature_count.unsigned_abs(),
+            kek_id: row.kek_id,
             created_at: Timestamp(row.created_at),
         })
     }
@@ -300,6 +307,8 @@ pub(super) struct SealedRow {
     sealed_private_key: Option<Vec<u8>>,
     #[diesel(sql_type = Nullable<Text>)]
     kek_id: Option<String>,
+    #[diesel(sql_type = Nullable<BigInt>)]
+    data_key_id: Option<i64>,
 }
 
 impl From<SealedRow> for SealedKeyRow {
@@ -310,6 +319,28 @@ impl From<SealedRow> for SealedKeyRow {
             public_key: row.public_key,
             sealed_private_key: row.sealed_private_key,
             kek_id: row.kek_id,
+            data_key: row.data_key_id.map(DataKeyId),
+        }
+    }
+}
+
+/// A key that has signed for long enough.
+#[derive(QueryableByName)]
+pub(super) struct DueRow {
+    #[diesel(sql_type = Text)]
+    kid: String,
+    #[diesel(sql_type = BigInt)]
+    signature_count: i64,
+    #[diesel(sql_type = BigInt)]
+    age_s: i64,
+}
+
+impl From<DueRow> for DueKey {
+    fn from(row: DueRow) -> Self {
+        DueKey {
+            kid: Kid(row.kid),
+            signatures: row.signature_count.unsigned_abs(),
+            age: Duration::from_secs(row.age_s.max(0).unsigned_abs()),
         }
     }
 }

@@ -70,6 +70,8 @@ pub(super) enum Bind<'a> {
     Int(i64),
     Text(&'a str),
     OptionalText(Option<&'a str>),
+    OptionalInt(Option<i64>),
+    OptionalBytes(Option<&'a [u8]>),
     Bytes(&'a [u8]),
 }
 
@@ -95,6 +97,12 @@ pub(super) trait Session {
 
     /// What makes a SELECT lock its rows, where the transaction itself is not every lock.
     const FOR_UPDATE: &'static str;
+
+    /// As [`Session::FOR_UPDATE`], of the rows of `key_uses u` alone.
+    const FOR_UPDATE_OF_USES: &'static str;
+
+    /// As [`Session::FOR_UPDATE`], passing over rows that somebody else has locked.
+    const FOR_UPDATE_SKIP_LOCKED: &'static str;
 
     /// The instant so many seconds from now, as an SQL expression; `seconds` is a number's.
     fn later(seconds: &str) -> String;
@@ -123,13 +131,15 @@ pub(super) trait Session {
 }
 
 macro_rules! session {
-    ($connection:ty, $backend:ty, $classify:path, $now:literal, $later:literal, $for_update:literal, $micros:literal, $has_versions:literal, $next_key_id:literal, $search_page:expr) => {
+    ($connection:ty, $backend:ty, $classify:path, $now:literal, $later:literal, $for_update:literal, $of_uses:literal, $skip_locked:literal, $micros:literal, $has_versions:literal, $next_key_id:literal, $search_page:expr) => {
         impl Session for $connection {
             const HAS_VERSIONS: &'static str = $has_versions;
             const NEXT_KEY_ID: &'static str = $next_key_id;
             const SEARCH_PAGE: Option<i64> = $search_page;
             const NOW: &'static str = $now;
             const FOR_UPDATE: &'static str = $for_update;
+            const FOR_UPDATE_OF_USES: &'static str = $of_uses;
+            const FOR_UPDATE_SKIP_LOCKED: &'static str = $skip_locked;
 
             fn later(seconds: &str) -> String {
                 format!($later, seconds)
@@ -164,6 +174,12 @@ macro_rules! bound {
                 Bind::OptionalText(value) => {
                     query.bind::<diesel::sql_types::Nullable<Text>, _>(value.map(str::to_owned))
                 }
+                Bind::OptionalInt(value) => {
+                    query.bind::<diesel::sql_types::Nullable<BigInt>, _>(*value)
+                }
+                Bind::OptionalBytes(value) => {
+                    query.bind::<diesel::sql_types::Nullable<Binary>, _>(value.map(<[u8]>::to_vec))
+                }
                 Bind::Bytes(value) => query.bind::<Binary, _>(value.to_vec()),
             };
         }
@@ -178,6 +194,8 @@ session!(
     "clock_timestamp()",
     "clock_timestamp() + {} * INTERVAL '1 second'",
     "FOR UPDATE",
+    "FOR UPDATE OF u",
+    "FOR UPDATE SKIP LOCKED",
     "(extract(epoch FROM {}) * 1000000)::BIGINT",
     "SELECT to_regclass('__diesel_schema_migrations') IS NOT NULL AS value",
     "SELECT nextval(pg_get_serial_sequence('keys', 'id')) AS value",
@@ -190,6 +208,8 @@ session!(
     super::sqlite::classify,
     "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')",
     "strftime('%Y-%m-%dT%H:%M:%fZ', 'now', {} || ' seconds')",
+    "",
+    "",
     "",
     "CAST(round(unixepoch({}, 'subsec') * 1000) AS INTEGER) * 1000",
     "SELECT count(*) > 0 AS value FROM sqlite_master WHERE name = '__diesel_schema_migrations'",

@@ -27,16 +27,17 @@ use super::seen::SeenTicks;
 use super::shared::{self, Session, TxError, TxResult};
 use super::{
     Added, AdminAction, AdminEntry, Backlog, Batch, BatchKey, BatchView, Blocker, CheckOut,
-    CheckedOut, FeedItem, FeedPosition, GiveUp, KekCheck, Key, KeyCounts, KeyGlance, KeyTally,
-    MakeKeyError, Membership, NewKey, NewRecord, NewToken, Node, NodeOrders, NodeReport, OpenUse,
-    PoolState, Progress, ReclaimScope, Reclaimed, RecordSignature, Remaining, Ring, SealedKeyRow,
-    SignedBatch, SignedRecord, Store, StoreError, StoreOptions, StoreOutcome, StoredRecord, Token,
+    CheckedOut, DataKeyRow, DueKey, FeedItem, FeedPosition, GiveUp, KekCheck, KekUsage, Key,
+    KeyChange, KeyCounts, KeyGlance, KeyTally, MakeKeyError, Membership, NewKey, NewRecord,
+    NewToken, Node, NodeOrders, NodeReport, OpenUse, PoolState, Progress, ReclaimScope, Reclaimed,
+    RecordSignature, Remaining, Resealed, Retirement, Ring, SealedKeyRow, SignedBatch,
+    SignedRecord, Store, StoreError, StoreOptions, StoreOutcome, StoredRecord, Token,
 };
-use super::{admin, keys, lists, migrate, nodes, pickup, watch};
+use super::{admin, keks, key_changes, keys, lists, migrate, nodes, pickup, watch};
 use crate::failpoint;
 use crate::ledger::Event;
 use crate::types::{
-    BatchId, BatchRange, BatchState, Fence, KeyEvent, KeyId, KeyStatus, Kid, NodeId, Outcome,
+    BatchId, BatchRange, BatchState, DataKeyId, Fence, KeyId, KeyStatus, Kid, NodeId, Outcome,
     Position, Record, RecordId, RingId, Tick, TokenId,
 };
 

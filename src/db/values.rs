@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::signing::{PublicKey, Signature};
+use crate::signing::Signature;
 use crate::types::{
-    BatchId, BatchRange, BatchSize, BatchState, BlockerKind, Fence, KeyId, KeyStatus, Kid, NodeId,
-    NodeState, Outcome, Position, RecordId, RingId, Tick, Timestamp,
+    BatchId, BatchRange, BatchSize, BatchState, BlockerKind, Fence, KeyId, Kid, NodeId, NodeState,
+    Outcome, Position, RecordId, RingId, Tick, Timestamp,
 };
 
 /// A request for batches.
@@ -213,72 +213,6 @@ pub struct Ring {
     pub cursor: Position,
     /// Whether an administrator has paused it: no node checks anything out.
     pub paused: bool,
-}
-
-/// A KEK that has sealed keys of this database.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KekCheck {
-    /// The KEK's id.
-    pub kek_id: String,
-    /// What only that KEK opens.
-    pub check_value: Vec<u8>,
-}
-
-/// A key to be added.
-#[derive(Clone, Debug)]
-pub struct NewKey {
-    /// Its thumbprint.
-    pub kid: Kid,
-    /// Its algorithm's name.
-    pub algorithm: &'static str,
-    /// Its public key.
-    pub public_key: PublicKey,
-    /// Its sealed private key.
-    pub sealed_private_key: Vec<u8>,
-    /// The KEK that sealed it.
-    pub kek_id: String,
-}
-
-/// A key as its row says.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Key {
-    /// Its id.
-    pub id: KeyId,
-    /// Its ring.
-    pub ring: RingId,
-    /// Its thumbprint.
-    pub kid: Kid,
-    /// Its algorithm's name.
-    pub algorithm: String,
-    /// Its public key, 32 bytes as they stand in the database.
-    pub public_key: Vec<u8>,
-    /// Its status.
-    pub status: KeyStatus,
-    /// Why it has that status, where somebody said so.
-    pub status_reason: Option<String>,
-    /// The tick of the end of its last use; 0 if it was never used.
-    pub last_tick: Tick,
-    /// Whether a use of it is open.
-    pub in_use: bool,
-    /// How many batches it has signed.
-    pub stored_uses: u64,
-    /// When it was added.
-    pub created_at: Timestamp,
-}
-
-/// An active key with its sealed private key.
-#[derive(Clone, Debug)]
-pub struct SealedKeyRow {
-    /// Its id.
-    pub id: KeyId,
-    /// Its thumbprint.
-    pub kid: Kid,
-    /// Its public key.
-    pub public_key: Vec<u8>,
-    /// The sealed private key; `None` if it is held elsewhere.
-    pub sealed_private_key: Option<Vec<u8>>,
-    /// The KEK that sealed it.
-    pub kek_id: Option<String>,
 }
 
 /// A record to be inserted.

@@ -124,7 +124,7 @@ fn of_database(database: Option<&Database>) -> Vec<Part> {
 /// The KEK and the signers; nothing for a node that signs nothing.
 async fn signing(shared: &Shared, ring_paused: bool) -> Vec<Part> {
     let Some(signing) = &shared.signing else { return Vec::new() };
-    let kek = format!("{} is proven", signing.kek.id().0);
+    let kek = format!("{} seals", signing.keks.first().id());
     let troubles = signing.troubles.places();
     let (ready, detail) = match shared.node_state().await.state {
         "running" if ring_paused => (false, "the ring is paused".to_owned()),

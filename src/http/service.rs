@@ -16,7 +16,7 @@ use crate::actors::supervisor::{State, Supervisor, SupervisorSnapshot};
 use crate::actors::troubles::Troubles;
 use crate::config::HttpConfig;
 use crate::db::{Ring, Store};
-use crate::keyring::Kek;
+use crate::keyring::Keks;
 use crate::metrics::Timings;
 use crate::types::NodeId;
 
@@ -58,7 +58,7 @@ pub struct Signing {
     /// How many signer threads it has.
     pub signers: usize,
     /// What seals new keys.
-    pub kek: Arc<Kek>,
+    pub keks: Arc<Keks>,
 }
 
 /// How a node is doing.

@@ -1,125 +1,200 @@
-//! The KEK in a file: one text line, `chancery-kek-v1:` and the 32 bytes in base64url without
-//! padding (RFC 4648, section 5), readable by its owner alone.
+//! A KEK as one line of text: plain, or encrypted under a passphrase.
+//!
+//! - plain: `chancery-kek-v1:` and the 32 bytes;
+//! - encrypted: `chancery-kek-argon2id-v1:MEMORY,PASSES,LANES:SALT:SEALED`. A key of 32 bytes is derived
+//!   from the passphrase by Argon2id (RFC 9106, version 0x13; MEMORY in KiB; a SALT of 16 bytes) and
+//!   seals the KEK by XChaCha20-Poly1305: SEALED is the nonce (24 bytes), the encrypted KEK (32) and
+//!   the tag (16). The associated data are the line up to and with its last colon.
+//!
+//! All bytes are in base64url without padding (RFC 4648, section 5). A file has mode 0600.
 
-use std::fs::{File, Permissions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::Path;
 
+use argon2::{Algorithm, Argon2, Params, Version};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use rustix::fs::{Mode, OFlags};
-use rustix::io::Errno;
-use tempfile::NamedTempFile;
 use zeroize::Zeroizing;
 
-use super::Kek;
+use super::cipher::{CipherKey, SEALED_BYTES};
+use super::private_file::{self, Custody, PrivateFileError};
+use super::{Kek, Passphrase};
 
 impl Kek {
-    /// Writes a new KEK to a new file, durably and with mode 0600.
+    /// Writes a new KEK to a new file, durably and with mode 0600; encrypted, if there is a passphrase.
     ///
     /// # Errors
-    /// [`KekError::Exists`] if anything has that name, [`KekError::Randomness`], and
-    /// [`KekError::Io`], after which no file is left.
-    pub fn generate_file(path: &Path) -> Result<Self, KekError> {
+    /// [`KekError::File`] if anything has that name or it cannot be written, after which no file is
+    /// left; and [`KekError::Randomness`].
+    pub fn generate_file(path: &Path, passphrase: Option<&Passphrase>) -> Result<Self, KekError> {
         let kek = Self::generate()?;
-        create_private(path, |file| write_durably(file, &kek))?;
+        let text = match passphrase {
+            None => kek.plain_text(),
+            Some(passphrase) => kek.encrypted_text(passphrase, COST)?,
+        };
+        private_file::create("KEK file", path, |file| write(file, &text))?;
         Ok(kek)
     }
 
-    /// Reads a KEK from a file that nobody else can have read.
+    /// Reads a plain KEK from a file that nobody else can have read.
     ///
     /// # Errors
-    /// If the file is missing, is not a regular file (the last part of the path may not be a
-    /// symbolic link), belongs to another user than the process's effective one, has a mode looser
-    /// than 0600, or does not hold a KEK. Every message names the path and the reason.
+    /// If the file is not private, or holds something else; every message names the path.
     pub fn load_file(path: &Path) -> Result<Self, KekError> {
-        let file = open_private(path)?;
-        let mut text = Zeroizing::new(Vec::with_capacity(2 * FILE_BYTES));
-        let limit = FILE_BYTES as u64 + 1;
-        file.take(limit).read_to_end(&mut text).map_err(|error| KekError::io(path, error))?;
-        parse(&text).map_err(|reason| KekError::Contents { path: path.to_owned(), reason })
+        let text = private_file::read("KEK file", path, Custody::Own, LONGEST_KEK_TEXT)?;
+        Self::parse(&text, &path.display().to_string(), None)
     }
-}
 
-/// Gives the file its name only when it is whole, so that nobody ever reads a part of it.
-fn create_private(
-    path: &Path,
-    write: impl FnOnce(&File) -> io::Result<()>,
-) -> Result<(), KekError> {
-    let io = |error| KekError::io(path, error);
-    let folder = match path.parent() {
-        Some(folder) if folder != Path::new("") => folder,
-        _ => Path::new("."),
-    };
-    // Of mode 0600, and gone again unless it is persisted.
-    let file = NamedTempFile::new_in(folder).map_err(io)?;
-    write(file.as_file()).map_err(io)?;
-    file.persist_noclobber(path).map_err(|failure| match failure.error.kind() {
-        io::ErrorKind::AlreadyExists => KekError::Exists { path: path.to_owned() },
-        _ => io(failure.error),
-    })?;
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(io)
-}
-
-fn write_durably(mut file: &File, kek: &Kek) -> io::Result<()> {
-    // The process's umask may have taken away the owner's own rights.
-    file.set_permissions(Permissions::from_mode(0o600))?;
-    let mut text = Zeroizing::new(String::with_capacity(FILE_BYTES));
-    text.push_str(PREFIX);
-    URL_SAFE_NO_PAD.encode_string(kek.as_bytes(), &mut text);
-    text.push('\n');
-    file.write_all(text.as_bytes())?;
-    file.sync_all()
-}
-
-fn open_private(path: &Path) -> Result<File, KekError> {
-    let owned = path.to_owned();
-    // NONBLOCK, so that a pipe in the file's place is refused instead of waited for.
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let file = match rustix::fs::open(path, flags, Mode::empty()) {
-        Ok(descriptor) => File::from(descriptor),
-        Err(Errno::NOENT) => return Err(KekError::NotFound { path: owned }),
-        Err(_) if path.is_symlink() => return Err(KekError::Symlink { path: owned }),
-        Err(error) => return Err(KekError::io(path, error.into())),
-    };
-
-    // Asked of the open file and not of the path, behind which the file could be exchanged.
-    let metadata = file.metadata().map_err(|error| KekError::io(path, error))?;
-    if !metadata.is_file() {
-        return Err(KekError::NotAFile { path: owned });
-    }
-    let user = rustix::process::geteuid().as_raw();
-    if metadata.uid() != user {
-        return Err(KekError::Owner { path: owned, owner: metadata.uid(), user });
-    }
-    let mode = metadata.mode() & 0o7777;
-    if mode & !0o600 != 0 {
-        return Err(KekError::Mode { path: owned, mode });
-    }
-    Ok(file)
-}
-
-fn parse(text: &[u8]) -> Result<Kek, &'static str> {
-    let line = text.strip_suffix(b"\n").unwrap_or(text);
-    let Some(encoded) = line.strip_prefix(PREFIX.as_bytes()) else {
-        return Err("it does not begin with `chancery-kek-v1:`");
-    };
-    let mut decoded = Zeroizing::new([0; 64]);
-    match URL_SAFE_NO_PAD.decode_slice(encoded, decoded.as_mut_slice()) {
-        Ok(KEK_BYTES) => {
-            let mut bytes = Zeroizing::new([0; KEK_BYTES]);
-            bytes.copy_from_slice(&decoded[..KEK_BYTES]);
-            Ok(Kek::from_bytes(bytes))
+    /// Reads the text of a KEK that came from `source`.
+    ///
+    /// # Errors
+    /// [`KekError::Contents`], [`KekError::NeedsPassphrase`], [`KekError::WrongPassphrase`].
+    pub fn parse(
+        text: &[u8],
+        source: &str,
+        passphrase: Option<&Passphrase>,
+    ) -> Result<Self, KekError> {
+        let contents = |reason| KekError::Contents { source_name: source.to_owned(), reason };
+        let line = text.strip_suffix(b"\n").unwrap_or(text);
+        if let Some(encoded) = line.strip_prefix(PLAIN.as_bytes()) {
+            return plain(encoded).ok_or_else(|| {
+                contents("what follows `chancery-kek-v1:` is not 32 bytes in base64url")
+            });
         }
-        _ => Err("what follows `chancery-kek-v1:` is not 32 bytes in base64url"),
+        if !line.starts_with(ENCRYPTED.as_bytes()) {
+            return Err(contents(
+                "it begins neither with `chancery-kek-v1:` nor with `chancery-kek-argon2id-v1:`",
+            ));
+        }
+        let parts = Encrypted::parse(line).map_err(contents)?;
+        let Some(passphrase) = passphrase else {
+            return Err(KekError::NeedsPassphrase { source_name: source.to_owned() });
+        };
+        let wrong = || KekError::WrongPassphrase { source_name: source.to_owned() };
+        let opened = parts.key(passphrase).ok_or_else(wrong)?.open(parts.bound, &parts.sealed);
+        opened.ok().and_then(|bytes| Kek::copy_of(bytes.as_slice())).ok_or_else(wrong)
+    }
+
+    /// Whether a text is that of a KEK under a passphrase.
+    #[must_use]
+    pub fn needs_passphrase(text: &[u8]) -> bool {
+        text.starts_with(ENCRYPTED.as_bytes())
+    }
+
+    fn plain_text(&self) -> Zeroizing<String> {
+        let mut text = Zeroizing::new(String::with_capacity(LONGEST_KEK_TEXT));
+        text.push_str(PLAIN);
+        URL_SAFE_NO_PAD.encode_string(self.as_bytes(), &mut text);
+        text.push('\n');
+        text
+    }
+
+    fn encrypted_text(
+        &self,
+        passphrase: &Passphrase,
+        cost: Cost,
+    ) -> Result<Zeroizing<String>, KekError> {
+        let mut salt = [0; SALT_BYTES];
+        getrandom::fill(&mut salt).map_err(KekError::Randomness)?;
+        let Cost { memory_kib, passes, lanes } = cost;
+        let salt_text = URL_SAFE_NO_PAD.encode(salt);
+        let bound = format!("{ENCRYPTED}{memory_kib},{passes},{lanes}:{salt_text}:");
+        let key = cost.derive(passphrase, &salt).ok_or(KekError::Argon2)?;
+        let sealed = key.seal(bound.as_bytes(), self.as_bytes()).map_err(KekError::Randomness)?;
+        Ok(Zeroizing::new(format!("{bound}{}\n", URL_SAFE_NO_PAD.encode(sealed))))
     }
 }
 
-const PREFIX: &str = "chancery-kek-v1:";
-const KEK_BYTES: usize = 32;
-/// The prefix, 43 digits and a newline.
-const FILE_BYTES: usize = PREFIX.len() + 43 + 1;
+fn plain(encoded: &[u8]) -> Option<Kek> {
+    let mut decoded = Zeroizing::new([0; 64]);
+    let length = URL_SAFE_NO_PAD.decode_slice(encoded, decoded.as_mut_slice()).ok()?;
+    Kek::copy_of(decoded.get(..length)?)
+}
+
+/// The parts of an encrypted KEK.
+struct Encrypted<'a> {
+    bound: &'a [u8],
+    cost: Cost,
+    salt: [u8; SALT_BYTES],
+    sealed: [u8; SEALED_BYTES],
+}
+
+impl<'a> Encrypted<'a> {
+    fn parse(line: &'a [u8]) -> Result<Self, &'static str> {
+        let text = std::str::from_utf8(line).map_err(|_| "it is no text")?;
+        let (bound, sealed) = text.rsplit_once(':').ok_or("it has too few parts")?;
+        let fields = bound.strip_prefix(ENCRYPTED).ok_or("it has too few parts")?;
+        let (cost, salt) = fields.split_once(':').ok_or("it has too few parts")?;
+        Ok(Encrypted {
+            bound: &line[..=bound.len()],
+            cost: Cost::parse(cost)?,
+            salt: exact(salt).ok_or("its salt is not 16 bytes in base64url")?,
+            sealed: exact(sealed).ok_or("its last part is not 72 bytes in base64url")?,
+        })
+    }
+
+    fn key(&self, passphrase: &Passphrase) -> Option<CipherKey> {
+        self.cost.derive(passphrase, &self.salt)
+    }
+}
+
+fn exact<const N: usize>(text: &str) -> Option<[u8; N]> {
+    URL_SAFE_NO_PAD.decode(text).ok()?.try_into().ok()
+}
+
+/// What Argon2id costs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Cost {
+    memory_kib: u32,
+    passes: u32,
+    lanes: u32,
+}
+
+/// RFC 9106, section 4, the second recommendation: 64 MiB, 3 passes, 4 lanes.
+const COST: Cost = Cost { memory_kib: 65_536, passes: 3, lanes: 4 };
+
+impl Cost {
+    /// A file may not ask for more than a machine that signs can give within seconds.
+    fn parse(text: &str) -> Result<Self, &'static str> {
+        let mut numbers = text.split(',').map(|number| number.parse::<u32>().ok());
+        let mut next = || numbers.next().flatten();
+        let (Some(memory_kib), Some(passes), Some(lanes), None) =
+            (next(), next(), next(), numbers.next())
+        else {
+            return Err("its cost is not three numbers: KiB of memory, passes, lanes");
+        };
+        let in_bounds = (8 * 1024..=1024 * 1024).contains(&memory_kib)
+            && (1..=16).contains(&passes)
+            && (1..=16).contains(&lanes);
+        if in_bounds {
+            Ok(Cost { memory_kib, passes, lanes })
+        } else {
+            Err(
+                "its cost is out of bounds: 8192 to 1048576 KiB of memory, 1 to 16 passes and lanes",
+            )
+        }
+    }
+
+    fn derive(self, passphrase: &Passphrase, salt: &[u8]) -> Option<CipherKey> {
+        let params = Params::new(self.memory_kib, self.passes, self.lanes, Some(32)).ok()?;
+        let mut derived = Zeroizing::new([0; 32]);
+        Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
+            .hash_password_into(passphrase.as_bytes(), salt, derived.as_mut_slice())
+            .ok()?;
+        CipherKey::copy_of(derived.as_slice())
+    }
+}
+
+fn write(mut file: &File, text: &str) -> io::Result<()> {
+    file.write_all(text.as_bytes())
+}
+
+const PLAIN: &str = "chancery-kek-v1:";
+const ENCRYPTED: &str = "chancery-kek-argon2id-v1:";
+const SALT_BYTES: usize = 16;
+/// Longer than either form is.
+pub const LONGEST_KEK_TEXT: usize = 256;
 
 /// Why there is no KEK.
 #[derive(Debug, thiserror::Error)]
@@ -128,85 +203,44 @@ pub enum KekError {
     /// No KEK could be generated.
     #[error("the operating system gives no randomness for a KEK")]
     Randomness(#[source] getrandom::Error),
-    /// A KEK file is made once.
-    #[error("{} exists already, and a KEK file is never overwritten", path.display())]
-    Exists {
-        /// The file.
-        path: PathBuf,
-    },
-    /// There is no such file.
-    #[error("KEK file {} not found; `chancery kek generate --out FILE` makes one", path.display())]
-    NotFound {
-        /// The file.
-        path: PathBuf,
-    },
-    /// A link's target can be exchanged by others.
-    #[error("KEK file {} is a symbolic link: give the path of the file itself", path.display())]
-    Symlink {
-        /// The link.
-        path: PathBuf,
-    },
-    /// A folder, a pipe or a device.
-    #[error("KEK file {} is not a regular file", path.display())]
-    NotAFile {
-        /// What stands there.
-        path: PathBuf,
-    },
-    /// Its owner, another user, can read and exchange it.
-    #[error("KEK file {} belongs to user {owner}, but this process runs as {user}", path.display())]
-    Owner {
-        /// The file.
-        path: PathBuf,
-        /// Its owner's numeric id.
-        owner: u32,
-        /// The process's effective user, by numeric id.
-        user: u32,
-    },
-    /// Others can read or change it.
-    #[error(
-        "KEK file {} has mode {mode:04o}, which is looser than 0600: chmod 600 {}",
-        path.display(),
-        quoted(path)
-    )]
-    Mode {
-        /// The file.
-        path: PathBuf,
-        /// Its permission bits.
-        mode: u32,
-    },
+    /// No key could be derived from a passphrase.
+    #[error("Argon2id gave no key for this passphrase")]
+    Argon2,
+    /// The file is not private, not there, or there already.
+    #[error(transparent)]
+    File(#[from] PrivateFileError),
     /// It is not what [`Kek::generate_file`] writes.
-    #[error("{} is not a KEK file: {reason}", path.display())]
+    #[error("{source_name} holds no KEK: {reason}")]
     Contents {
-        /// The file.
-        path: PathBuf,
+        /// Where it came from.
+        source_name: String,
         /// What is wrong with it.
         reason: &'static str,
     },
-    /// The operating system refused.
-    #[error("KEK file {} cannot be read or written", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What it said.
-        source: io::Error,
+    /// There is no passphrase to open it with.
+    #[error(
+        "the KEK of {source_name} is encrypted: set keys.kek_passphrase to where its passphrase is, \
+         or start Chancery at a terminal, where it asks"
+    )]
+    NeedsPassphrase {
+        /// Where it came from.
+        source_name: String,
     },
-}
-
-impl KekError {
-    fn io(path: &Path, source: io::Error) -> Self {
-        KekError::Io { path: path.to_owned(), source }
-    }
-}
-
-/// The path as one word of a POSIX shell.
-fn quoted(path: &Path) -> String {
-    format!("'{}'", path.display().to_string().replace('\'', r"'\''"))
+    /// The passphrase does not open it.
+    #[error("the KEK of {source_name} does not open: the passphrase is wrong, or it was changed")]
+    WrongPassphrase {
+        /// Where it came from.
+        source_name: String,
+    },
 }
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    use std::path::PathBuf;
 
+    use rustix::fs::Mode;
     use tempfile::TempDir;
 
     use super::*;
@@ -243,11 +277,11 @@ mod tests {
     fn a_generated_file_is_private_and_loads_as_the_same_kek() {
         let files = Files::new();
         let path = files.path("kek");
-        let kek = Kek::generate_file(&path).unwrap();
+        let kek = Kek::generate_file(&path, None).unwrap();
         assert_eq!(Kek::load_file(&path).unwrap().as_bytes(), kek.as_bytes());
         let metadata = fs::metadata(&path).unwrap();
         assert_eq!(metadata.mode() & 0o7777, 0o600);
-        assert_eq!(metadata.len(), FILE_BYTES as u64);
+        assert_eq!(metadata.len(), GOOD.len() as u64);
     }
 
     #[test]
@@ -266,8 +300,8 @@ mod tests {
         let link = files.path("link");
         std::os::unix::fs::symlink(files.path("nowhere"), &link).unwrap();
         for path in [&path, &link] {
-            let error = Kek::generate_file(path).unwrap_err();
-            assert!(matches!(error, KekError::Exists { .. }), "{error}");
+            let error = Kek::generate_file(path, None).unwrap_err();
+            assert!(error.to_string().ends_with("is never overwritten"), "{error}");
         }
         assert_eq!(fs::read_to_string(&path).unwrap(), "mine");
         assert!(!files.path("nowhere").exists());
@@ -278,11 +312,12 @@ mod tests {
         let files = Files::new();
         let path = files.path("kek");
         let mut mode = 0o777;
-        let result = create_private(&path, |file| {
+        let result = private_file::create("KEK file", &path, |file| {
             mode = file.metadata()?.mode() & 0o777;
             Err(io::ErrorKind::StorageFull.into())
         });
-        assert!(matches!(result, Err(KekError::Io { .. })), "{result:?}");
+        let error = result.unwrap_err();
+        assert!(matches!(error.reason, private_file::Reason::Io(_)), "{error}");
         assert_eq!(mode & !0o600, 0);
         assert_eq!(fs::read_dir(files.0.path()).unwrap().count(), 0);
     }
@@ -290,7 +325,7 @@ mod tests {
     #[test]
     fn generating_into_a_missing_folder_names_the_path() {
         let path = Files::new().path("missing/kek");
-        let error = Kek::generate_file(&path).unwrap_err();
+        let error = Kek::generate_file(&path, None).unwrap_err();
         assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
     }
 
@@ -300,7 +335,8 @@ mod tests {
         for mode in [0o601, 0o604, 0o620, 0o640, 0o644, 0o660, 0o700, 0o4600] {
             let path = files.write(&format!("it's {mode:o}"), GOOD, mode);
             assert_refused(&path, &format!("mode {mode:04o}"));
-            let command = format!("chmod 600 {}", quoted(&path));
+            let shown = path.display().to_string().replace('\'', r"'\''");
+            let command = format!("chmod 600 '{shown}'");
             let message = Kek::load_file(&path).unwrap_err().to_string();
             assert!(message.ends_with(&command), "{message}");
             assert!(command.ends_with(&format!(r"/it'\''s {mode:o}'")), "{command}");
@@ -348,7 +384,7 @@ mod tests {
     #[test]
     fn contents_that_are_no_kek_are_refused() {
         let files = Files::new();
-        let prefix = "does not begin with `chancery-kek-v1:`";
+        let prefix = "begins neither with `chancery-kek-v1:`";
         let bytes = "not 32 bytes in base64url";
         let cases = [
             ("", prefix),
@@ -366,7 +402,7 @@ mod tests {
             assert_refused(&files.write(&number.to_string(), contents, 0o600), reason);
         }
         let long = GOOD.repeat(100_000);
-        assert_refused(&files.write("long", &long, 0o600), bytes);
+        assert_refused(&files.write("long", &long, 0o600), "more than 256 bytes");
     }
 
     #[test]
@@ -375,5 +411,70 @@ mod tests {
         let path = files.write("kek", GOOD.trim_start_matches("chancery-"), 0o600);
         let error = Kek::load_file(&path).unwrap_err();
         assert!(!format!("{error} {error:?}").contains("BwcH"));
+    }
+
+    /// As cheap as may be.
+    const CHEAP: Cost = Cost { memory_kib: 8192, passes: 1, lanes: 1 };
+
+    fn passphrase(text: &str) -> Passphrase {
+        Passphrase::of(text.as_bytes().to_vec()).unwrap()
+    }
+
+    #[test]
+    fn an_encrypted_kek_opens_under_its_passphrase_only() {
+        let kek = Kek::generate().unwrap();
+        let text = kek.encrypted_text(&passphrase("correct horse"), CHEAP).unwrap();
+        assert!(Kek::needs_passphrase(text.as_bytes()));
+        assert!(text.len() <= LONGEST_KEK_TEXT);
+        let open = |text: &str, with: Option<&str>| {
+            Kek::parse(text.as_bytes(), "a test", with.map(passphrase).as_ref())
+        };
+        let opened = open(&text, Some("correct horse")).unwrap();
+        assert_eq!(opened.as_bytes(), kek.as_bytes());
+
+        let wrong = open(&text, Some("battery staple")).unwrap_err();
+        assert!(matches!(wrong, KekError::WrongPassphrase { .. }), "{wrong}");
+        let missing = open(&text, None).unwrap_err();
+        assert!(matches!(missing, KekError::NeedsPassphrase { .. }), "{missing}");
+        // A cheaper cost in the line is another key, and other associated data.
+        let cheaper = text.replacen("8192,1,1", "8193,1,1", 1);
+        let error = open(&cheaper, Some("correct horse")).unwrap_err();
+        assert!(matches!(error, KekError::WrongPassphrase { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_generated_file_may_be_encrypted() {
+        let files = Files::new();
+        let path = files.path("kek");
+        let kek = Kek::generate_file(&path, Some(&passphrase("correct horse"))).unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.starts_with("chancery-kek-argon2id-v1:65536,3,4:"), "{text}");
+        let error = Kek::load_file(&path).unwrap_err().to_string();
+        assert!(error.contains("keys.kek_passphrase"), "{error}");
+        let opened = Kek::parse(text.as_bytes(), "a test", Some(&passphrase("correct horse")));
+        assert_eq!(opened.unwrap().as_bytes(), kek.as_bytes());
+    }
+
+    /// The test vector of docs/SECURITY.md, made by another implementation.
+    #[test]
+    fn encrypted_keks_stay_readable_in_later_versions() {
+        let opened = Kek::parse(VECTOR.as_bytes(), "a test", Some(&passphrase("correct horse")));
+        assert_eq!(opened.unwrap().as_bytes(), &[7; 32]);
+    }
+
+    const VECTOR: &str = "chancery-kek-argon2id-v1:65536,3,4:AAECAwQFBgcICQoLDA0ODw:AQ\
+                          IDBAUGBwgJCgsMDQ4PEBESExQVFhcYV70vsiKPx0NBQ0qhZNTYUxxquyBqQNiSTd87yJXiKa5Ln1CQGdG3uwGg-W5BdpLN";
+
+    #[test]
+    fn an_encrypted_kek_may_not_cost_more_than_a_machine_can_give() {
+        for cost in ["1048577,1,1", "8191,1,1", "8192,17,1", "8192,1,17", "8192,0,1", "8192,1,0"] {
+            let error = Cost::parse(cost).unwrap_err();
+            assert!(error.contains("out of bounds"), "{cost}: {error}");
+        }
+        for cost in ["", "8192", "8192,1", "8192,1,1,1", "8192,1,x", "99999999999,1,1", "-1,1,1"] {
+            let error = Cost::parse(cost).unwrap_err();
+            assert!(error.contains("three numbers"), "{cost}: {error}");
+        }
+        assert_eq!(Cost::parse("65536,3,4"), Ok(COST));
     }
 }

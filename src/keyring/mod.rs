@@ -2,21 +2,31 @@
 //!
 //! Nothing here knows a database; what is sealed is handed over as bytes.
 
+mod cipher;
+mod data_key;
 mod kek;
 mod kek_file;
+mod keks;
+mod passphrase;
 mod seal;
+mod secret_source;
 
 pub mod jwk;
 pub mod private;
+pub mod private_file;
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+pub use data_key::{DataKey, DataKeyError, DataKeyPlace};
 pub use kek::{Kek, KekId};
-pub use kek_file::KekError;
-pub use seal::{KeyIdentity, SealError, seal, unseal};
+pub use kek_file::{KekError, LONGEST_KEK_TEXT};
+pub use keks::{Keks, LoadedKek};
+pub use passphrase::Passphrase;
+pub use seal::{KeyIdentity, Opener, SealError, seal, unseal};
+pub use secret_source::{SecretError, read_secret};
 
 use crate::types::UnknownWord;
 

@@ -1,16 +1,17 @@
-//! Sealing: a private key as a blob that opens only under its KEK and only in its own place.
+//! Sealing: a private key as a blob that opens only under its ring's data key and only in its place.
 //!
-//! A blob has 73 bytes: the format version (1), a random nonce (24 bytes), the seed encrypted by
+//! A blob has 73 bytes: the format version (2), a random nonce (24 bytes), the seed encrypted by
 //! XChaCha20-Poly1305 (32 bytes; draft-irtf-cfrg-xchacha-03, section 2) and the tag (16 bytes).
 //! The associated data are the format version (1 byte), each field of the [`KeyIdentity`] in its
-//! order (numbers as 8 bytes, big-endian) and the KEK's id, each behind its length (8 bytes,
-//! big-endian). So a blob that was moved to another row, ring or database stays shut.
+//! order (numbers as 8 bytes, big-endian) and the id of the KEK that wraps the data key, each behind
+//! its length (8 bytes, big-endian). So a blob that was moved to another row, ring or database stays
+//! shut.
+//!
+//! Version 1 had no data key: the KEK itself encrypted the seed. It is read, and never written.
 
-use zeroize::Zeroizing;
-
-use super::kek::{NONCE_BYTES, TAG_BYTES};
-use super::{Algorithm, Kek, KekId, jwk};
-use crate::signing::{PrivateKey, PublicKey};
+use super::cipher::{CipherKey, SEALED_BYTES, associated_data};
+use super::{Algorithm, DataKey, Kek, KekId, jwk};
+use crate::signing::PrivateKey;
 use crate::types::{KeyId, Kid, RingId};
 
 /// The place of a key, to which its blob is bound.
@@ -28,83 +29,95 @@ pub struct KeyIdentity {
     pub algorithm: Algorithm,
 }
 
-/// Seals a private key under `kek` for the place `identity`.
+/// Seals a private key under a data key for the place `identity`.
 ///
 /// # Errors
 /// [`SealError::AnotherKey`] if the identity's kid is not the key's, and
 /// [`SealError::Randomness`].
-pub fn seal(kek: &Kek, identity: &KeyIdentity, key: &PrivateKey) -> Result<Vec<u8>, SealError> {
+pub fn seal(
+    data_key: &DataKey,
+    identity: &KeyIdentity,
+    key: &PrivateKey,
+) -> Result<Vec<u8>, SealError> {
     let kid = &identity.kid;
     let found = jwk::kid(&key.public_key());
     if found != *kid {
         return Err(SealError::AnotherKey { kid: kid.clone(), found });
     }
-    let mut nonce = [0; NONCE_BYTES];
-    getrandom::fill(&mut nonce)
-        .map_err(|source| SealError::Randomness { kid: kid.clone(), source })?;
-    let mut seed = key.seed();
-    let tag = kek.encrypt(nonce, &associated_data(identity, &kek.id()), seed.as_mut_slice());
-    Ok([&[FORMAT_VERSION], nonce.as_slice(), seed.as_slice(), &tag].concat())
+    let bound = identity.associated_data(FORMAT_VERSION, data_key.kek());
+    let sealed = data_key.cipher().seal(&bound, &key.seed());
+    let sealed = sealed.map_err(|source| SealError::Randomness { kid: kid.clone(), source })?;
+    Ok([&[FORMAT_VERSION], sealed.as_slice()].concat())
 }
 
-/// Opens what [`seal`] made, and proves that it holds the private half of `public_key`.
+/// What opens a blob, as its row says.
+#[derive(Clone, Copy, Debug)]
+pub enum Opener<'a> {
+    /// A data key of its ring.
+    DataKey(&'a DataKey),
+    /// The KEK itself: a blob of version 1.
+    Kek(&'a Kek),
+}
+
+impl Opener<'_> {
+    fn parts(&self) -> (u8, &CipherKey, KekId) {
+        match self {
+            Opener::DataKey(key) => (FORMAT_VERSION, key.cipher(), key.kek().clone()),
+            Opener::Kek(kek) => (1, kek.cipher(), kek.id()),
+        }
+    }
+}
+
+/// Opens what [`seal`] made, and proves that it holds the private half of `public_key`, whose 32 bytes
+/// need no check of their own then.
 ///
 /// # Errors
 /// Every [`SealError`] but [`SealError::Randomness`]; each says which key and what is wrong.
 pub fn unseal(
-    kek: &Kek,
+    opener: Opener<'_>,
     identity: &KeyIdentity,
-    public_key: &PublicKey,
+    public_key: &[u8],
     blob: &[u8],
 ) -> Result<PrivateKey, SealError> {
     let kid = &identity.kid;
-    if let Some(&version) = blob.first()
-        && version != FORMAT_VERSION
-    {
-        return Err(SealError::UnknownVersion { kid: kid.clone(), version });
-    }
-    let Some((nonce, seed, tag)) = split(blob) else {
-        return Err(SealError::Length { kid: kid.clone(), bytes: blob.len() });
+    let (version, cipher, kek) = opener.parts();
+    let sealed: &[u8; SEALED_BYTES] = match blob.split_first() {
+        Some((&found, _)) if found != version => {
+            return Err(SealError::UnknownVersion { kid: kid.clone(), version: found });
+        }
+        Some((_, sealed)) => sealed
+            .try_into()
+            .map_err(|_| SealError::Length { kid: kid.clone(), bytes: blob.len() })?,
+        None => return Err(SealError::Length { kid: kid.clone(), bytes: 0 }),
     };
-    let mut seed = Zeroizing::new(*seed);
-    kek.decrypt(*nonce, &associated_data(identity, &kek.id()), seed.as_mut_slice(), *tag)
-        .map_err(|_| SealError::DoesNotOpen { kid: kid.clone(), kek: kek.id() })?;
+    let opened = cipher.open(&identity.associated_data(version, &kek), sealed);
+    let seed = opened.map_err(|_| SealError::DoesNotOpen { kid: kid.clone(), kek })?;
     let key = PrivateKey::from_seed(seed);
-    if key.public_key() != *public_key {
+    if key.public_key().as_bytes() != public_key {
         let found = jwk::kid(&key.public_key());
         return Err(SealError::AnotherKey { kid: kid.clone(), found });
     }
     Ok(key)
 }
 
-/// The nonce, the encrypted seed and the tag.
-fn split(blob: &[u8]) -> Option<(&[u8; NONCE_BYTES], &[u8; 32], &[u8; TAG_BYTES])> {
-    let (_version, rest) = blob.split_first()?;
-    let (nonce, rest) = rest.split_first_chunk()?;
-    let (seed, tag) = rest.split_first_chunk()?;
-    Some((nonce, seed, tag.try_into().ok()?))
-}
-
-fn associated_data(identity: &KeyIdentity, kek: &KekId) -> Vec<u8> {
-    let KeyIdentity { database_id, ring, key, kid, algorithm } = identity;
-    let mut data = Vec::new();
-    for field in [
-        &[FORMAT_VERSION],
-        database_id.as_bytes(),
-        &ring.0.to_be_bytes(),
-        &key.0.to_be_bytes(),
-        kid.0.as_bytes(),
-        algorithm.as_str().as_bytes(),
-        kek.0.as_bytes(),
-    ] {
-        data.extend_from_slice(&(field.len() as u64).to_be_bytes());
-        data.extend_from_slice(field);
+impl KeyIdentity {
+    fn associated_data(&self, version: u8, kek: &KekId) -> Vec<u8> {
+        let KeyIdentity { database_id, ring, key, kid, algorithm } = self;
+        associated_data(&[
+            &[version],
+            database_id.as_bytes(),
+            &ring.0.to_be_bytes(),
+            &key.0.to_be_bytes(),
+            kid.0.as_bytes(),
+            algorithm.as_str().as_bytes(),
+            kek.0.as_bytes(),
+        ])
     }
-    data
 }
 
-const FORMAT_VERSION: u8 = 1;
-const BLOB_BYTES: usize = 1 + NONCE_BYTES + 32 + TAG_BYTES;
+/// The version of everything that is sealed now.
+pub(super) const FORMAT_VERSION: u8 = 2;
+const BLOB_BYTES: usize = 1 + SEALED_BYTES;
 
 /// Why a private key cannot be sealed or opened.
 #[derive(Debug, thiserror::Error)]
@@ -119,7 +132,7 @@ pub enum SealError {
         source: getrandom::Error,
     },
     /// Most likely it was sealed by a newer version.
-    #[error("key {kid}: sealed in the unknown format version {version}")]
+    #[error("key {kid}: sealed in the format version {version}, which its row does not allow")]
     UnknownVersion {
         /// The key.
         kid: Kid,
@@ -160,18 +173,29 @@ mod tests {
     use base64::Engine;
     use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
+    use zeroize::Zeroizing;
+
     use super::*;
+    use crate::keyring::DataKeyPlace;
 
     struct Sealed {
-        kek: Kek,
+        data_key: DataKey,
         identity: KeyIdentity,
         key: PrivateKey,
         blob: Vec<u8>,
     }
 
+    fn kek() -> Kek {
+        Kek::copy_of(&[7; 32]).unwrap()
+    }
+
+    fn place() -> DataKeyPlace {
+        DataKeyPlace { database_id: "a database".to_owned(), ring: RingId(1) }
+    }
+
     impl Sealed {
         fn new() -> Self {
-            let kek = Kek::from_bytes(Zeroizing::new([7; 32]));
+            let (data_key, _) = DataKey::generate(&kek(), &place()).unwrap();
             let key = PrivateKey::from_seed(Zeroizing::new([8; 32]));
             let identity = KeyIdentity {
                 database_id: "a database".to_owned(),
@@ -180,12 +204,16 @@ mod tests {
                 kid: jwk::kid(&key.public_key()),
                 algorithm: Algorithm::Ed25519,
             };
-            let blob = seal(&kek, &identity, &key).unwrap();
-            Sealed { kek, identity, key, blob }
+            let blob = seal(&data_key, &identity, &key).unwrap();
+            Sealed { data_key, identity, key, blob }
         }
 
         fn unseal(&self, blob: &[u8]) -> Result<PrivateKey, SealError> {
-            unseal(&self.kek, &self.identity, &self.key.public_key(), blob)
+            self.unseal_by(Opener::DataKey(&self.data_key), blob)
+        }
+
+        fn unseal_by(&self, opener: Opener<'_>, blob: &[u8]) -> Result<PrivateKey, SealError> {
+            unseal(opener, &self.identity, self.key.public_key().as_bytes(), blob)
         }
     }
 
@@ -196,13 +224,34 @@ mod tests {
         assert_eq!(sealed.unseal(&sealed.blob).unwrap().seed(), sealed.key.seed());
     }
 
+    /// The test vectors of docs/SECURITY.md, made by another implementation.
     #[test]
-    fn a_blob_of_this_version_opens_in_later_ones() {
-        // Made by another implementation, from the description at the head of this file.
-        let blob = "AQABAgMEBQYHCAkKCwwNDg8QERITFBUWF6Afo43yFFOtLc-JT-\
-                    7qp6RX3jAfHP8_efsVv4mSxJyfGj8UjcC4IqucQ9rjdBaeOA";
-        let blob = URL_SAFE_NO_PAD.decode(blob).unwrap();
-        assert_eq!(*Sealed::new().unseal(&blob).unwrap().seed(), [8; 32]);
+    fn stored_blobs_stay_readable_in_later_versions() {
+        let decode = |text: &str| URL_SAFE_NO_PAD.decode(text).unwrap();
+        let sealed = Sealed::new();
+        let wrapped = "AgECAwQFBgcICQoLDA0ODxAREhMUFRYXGEvMV-km9XTnn2aAgbJg_6Bme8YqHhi0\
+                       mhi_hW58bmlntyOk5JY-gbZKYfCmsedG1Q";
+        let data_key = DataKey::unwrap(&kek(), &place(), &decode(wrapped)).unwrap();
+        let blob = "AgECAwQFBgcICQoLDA0ODxAREhMUFRYXGDqK-ZnnSxAKFDByCtCbZB0TW0cLkxvF\
+                    fOBgxC4d3tgLa4CuF8tXCrDH97vtdKPBjA";
+        let opened = sealed.unseal_by(Opener::DataKey(&data_key), &decode(blob)).unwrap();
+        assert_eq!(*opened.seed(), [8; 32]);
+
+        let version_1 = "AQABAgMEBQYHCAkKCwwNDg8QERITFBUWF6Afo43yFFOtLc-JT-\
+                         7qp6RX3jAfHP8_efsVv4mSxJyfGj8UjcC4IqucQ9rjdBaeOA";
+        let opened = sealed.unseal_by(Opener::Kek(&kek()), &decode(version_1)).unwrap();
+        assert_eq!(*opened.seed(), [8; 32]);
+    }
+
+    #[test]
+    fn a_blob_s_version_is_its_row_s_to_say() {
+        let sealed = Sealed::new();
+        let error = sealed.unseal_by(Opener::Kek(&kek()), &sealed.blob).unwrap_err();
+        assert!(matches!(error, SealError::UnknownVersion { version: 2, .. }), "{error}");
+        let renamed = [&[1], &sealed.blob[1..]].concat();
+        for opener in [Opener::Kek(&kek()), Opener::DataKey(&sealed.data_key)] {
+            assert!(sealed.unseal_by(opener, &renamed).is_err());
+        }
     }
 
     #[test]
@@ -254,7 +303,8 @@ mod tests {
             KeyIdentity { kid: Kid("another".to_owned()), ..here.clone() },
         ];
         for identity in elsewhere {
-            let error = unseal(&sealed.kek, &identity, &sealed.key.public_key(), &sealed.blob);
+            let opener = Opener::DataKey(&sealed.data_key);
+            let error = unseal(opener, &identity, sealed.key.public_key().as_bytes(), &sealed.blob);
             assert!(matches!(error, Err(SealError::DoesNotOpen { .. })), "{identity:?}");
         }
     }
@@ -265,21 +315,20 @@ mod tests {
         let bind = |database_id: &str, kid: &str, kek: &str| {
             let (database_id, kid) = (database_id.to_owned(), Kid(kid.to_owned()));
             let identity = KeyIdentity { database_id, kid, ..here.clone() };
-            associated_data(&identity, &KekId(kek.to_owned()))
+            identity.associated_data(FORMAT_VERSION, &KekId(kek.to_owned()))
         };
         assert_ne!(bind("d", "kEd25519", "k"), bind("d", "k", "Ed25519k"));
         assert_ne!(bind("d", "k", "k"), bind("d", "k", "l"));
     }
 
     #[test]
-    fn the_wrong_kek_opens_nothing_and_is_named() {
+    fn another_data_key_opens_nothing_and_its_kek_is_named() {
         let sealed = Sealed::new();
-        let other = Kek::generate().unwrap();
-        let public_key = sealed.key.public_key();
-        let error = unseal(&other, &sealed.identity, &public_key, &sealed.blob).unwrap_err();
+        let (other, _) = DataKey::generate(&kek(), &place()).unwrap();
+        let error = sealed.unseal_by(Opener::DataKey(&other), &sealed.blob).unwrap_err();
         let message = error.to_string();
         assert!(message.contains(&sealed.identity.kid.0), "{message}");
-        assert!(message.contains(&other.id().0), "{message}");
+        assert!(message.contains(&kek().id().0), "{message}");
     }
 
     #[test]
@@ -288,9 +337,10 @@ mod tests {
         let other = PrivateKey::generate().unwrap();
         let (kid, other_kid) = (&sealed.identity.kid, jwk::kid(&other.public_key()));
 
-        let opened = unseal(&sealed.kek, &sealed.identity, &other.public_key(), &sealed.blob);
+        let opener = Opener::DataKey(&sealed.data_key);
+        let opened = unseal(opener, &sealed.identity, other.public_key().as_bytes(), &sealed.blob);
         assert!(matches!(opened, Err(SealError::AnotherKey { found, .. }) if found == *kid));
-        let made = seal(&sealed.kek, &sealed.identity, &other);
+        let made = seal(&sealed.data_key, &sealed.identity, &other);
         assert!(matches!(made, Err(SealError::AnotherKey { found, .. }) if found == other_kid));
     }
 }

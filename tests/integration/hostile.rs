@@ -12,8 +12,7 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use rustix::process::{Pid, Resource, Rlimit, geteuid, prlimit};
 use testkit::Postgres;
 
-use chancery::keyring::{Algorithm, Kek, KeyIdentity, unseal};
-use chancery::signing::PublicKey;
+use chancery::keyring::{Algorithm, DataKey, DataKeyPlace, Kek, KeyIdentity, Opener, unseal};
 use chancery::types::{KeyId, Kid, RingId};
 
 use crate::support::database::unhex;
@@ -476,6 +475,10 @@ fn no_secret_ever_shows(site: Site) {
 fn private_seeds(site: &Site) -> Vec<Vec<u8>> {
     let kek = Kek::load_file(&site.path("kek")).unwrap();
     let database_id = site.database.rows("SELECT database_id AS value FROM database_identity");
+    let place = DataKeyPlace { database_id: database_id[0].clone(), ring: RingId(1) };
+    let wrapped = format!("SELECT {} AS value FROM data_keys", site.database.hex("wrapped_key"));
+    let wrapped = unhex(&site.database.rows(&wrapped)[0]);
+    let data_key = DataKey::unwrap(&kek, &place, &wrapped).unwrap();
     let rows = site.database.rows(&format!(
         "SELECT id || ' ' || kid || ' ' || {} || ' ' || {} AS value FROM keys ORDER BY id",
         site.database.hex("public_key"),
@@ -490,8 +493,9 @@ fn private_seeds(site: &Site) -> Vec<Vec<u8>> {
             kid: Kid(parts[1].to_owned()),
             algorithm: Algorithm::Ed25519,
         };
-        let public_key = PublicKey::from_bytes(&unhex(parts[2])).unwrap();
-        unseal(&kek, &identity, &public_key, &unhex(parts[3])).unwrap().seed().to_vec()
+        let public_key = unhex(parts[2]);
+        let opener = Opener::DataKey(&data_key);
+        unseal(opener, &identity, &public_key, &unhex(parts[3])).unwrap().seed().to_vec()
     };
     rows.iter().map(seed_of).collect()
 }

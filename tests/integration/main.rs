@@ -27,6 +27,8 @@ mod hostile;
 mod http;
 mod import_export;
 mod interruption;
+mod keks;
+mod key_life;
 mod main_job;
 mod many_processes;
 mod openssl;

@@ -17,7 +17,7 @@ const RUN: [&str; 3] = ["run", "--batch-size", "50"];
 const AT_A_TIME: usize = 4;
 
 /// Steps that have no part in the protocol.
-const ASIDE: [&str; 4] = ["report", "keys", "intake", "admin"];
+const ASIDE: [&str; 5] = ["report", "keys", "rewrap", "intake", "admin"];
 
 /// What SQLite does in one statement, or has no need of.
 const POSTGRES_ONLY: [&str; 7] = [

@@ -7,13 +7,10 @@ use std::time::Duration;
 
 use super::faulty_store::FaultyStore;
 use super::scripted_signer::SigningScript;
-use crate::actors::key_set::prove_kek;
+use crate::actors::sealer::{Sealer, prove_keks};
 use crate::config::DatabaseUrl;
-use crate::db::{
-    Batch, KekCheck, Key, NewKey, NewRecord, SignedRecord, SqliteStore, Store, StoreOptions,
-    migrate,
-};
-use crate::keyring::{Algorithm, Kek, KeyIdentity, jwk, seal};
+use crate::db::{Batch, Key, NewRecord, SignedRecord, SqliteStore, Store, StoreOptions, migrate};
+use crate::keyring::{Kek, Keks, LoadedKek, jwk};
 use crate::ledger::{Counts, Ledger};
 use crate::signing::{PrivateKey, Verifiable, verify_all};
 use crate::types::{BatchState, KeyId, NodeId, RingId, Tick};
@@ -24,7 +21,7 @@ pub(super) const MAX_ATTEMPTS: u32 = 3;
 pub(super) struct Database {
     pub(super) store: Arc<FaultyStore>,
     pub(super) ring: RingId,
-    pub(super) kek: Arc<Kek>,
+    pub(super) keks: Arc<Keks>,
     pub(super) signing: Arc<SigningScript>,
     path: PathBuf,
     _folder: tempfile::TempDir,
@@ -51,11 +48,11 @@ impl Database {
         migrate::migrate(&DatabaseUrl::Sqlite { path: path.clone() }, None).unwrap();
         let store = SqliteStore::open(&path, &options("node-a", lease)).unwrap();
         let ring = store.ring("default").unwrap().id;
-        let kek = Arc::new(Kek::generate().unwrap());
-        prove_kek(&store, &kek).unwrap();
+        let keks = Arc::new(keks_of([kek()]));
+        prove_keks(&store, &keks).unwrap();
         let store = Arc::new(FaultyStore::new(store));
         let signing = Arc::default();
-        let database = Database { store, ring, kek, signing, path, _folder: folder };
+        let database = Database { store, ring, keks, signing, path, _folder: folder };
         database.add_keys(keys);
         database.add_records((0..records).map(|n| format!("record {n}").into_bytes()));
         database
@@ -79,35 +76,25 @@ impl Database {
     }
 
     pub(super) fn add_keys(&self, count: u32) -> Vec<KeyId> {
-        self.add_keys_sealed_by(&self.kek, count, |_| {})
+        self.add_keys_sealed_by(&self.keks, count, |_| {})
     }
 
-    /// Adds keys under a KEK, with `damage` done to what is sealed.
+    /// Adds keys under the first KEK, with `damage` done to what is sealed.
     pub(super) fn add_keys_sealed_by(
         &self,
-        kek: &Kek,
+        keks: &Keks,
         count: u32,
         damage: impl Fn(&mut [u8]),
     ) -> Vec<KeyId> {
-        let check_value = kek.check_value();
-        self.store.add_kek(&KekCheck { kek_id: kek.id().0, check_value }).unwrap();
-        let database_id = self.store.database_id().unwrap();
+        let sealer = Sealer::new(self.store.as_ref(), self.ring, keks).unwrap();
         let mut make = |key| {
             let private_key = PrivateKey::generate()?;
             let public_key = private_key.public_key();
             self.signing.take_on(&public_key);
             let kid = jwk::kid(&public_key);
-            let identity = KeyIdentity {
-                database_id: database_id.clone(),
-                ring: self.ring,
-                key,
-                kid: kid.clone(),
-                algorithm: Algorithm::Ed25519,
-            };
-            let mut sealed_private_key = seal(kek, &identity, &private_key)?;
-            damage(&mut sealed_private_key);
-            let algorithm = Algorithm::Ed25519.as_str();
-            Ok(NewKey { kid, algorithm, public_key, sealed_private_key, kek_id: kek.id().0 })
+            let mut new_key = sealer.new_key(key, &private_key, public_key, kid)?;
+            damage(&mut new_key.sealed.as_mut().unwrap().blob);
+            Ok(new_key)
         };
         self.store.add_keys(self.ring, count, false, "test", &mut make).unwrap()
     }
@@ -204,4 +191,20 @@ impl Database {
 
 fn options(node: &str, lease: Duration) -> StoreOptions {
     StoreOptions { node: NodeId(node.to_owned()), pool_size: 4, lease, max_attempts: MAX_ATTEMPTS }
+}
+
+/// The KEK of every test's database.
+fn kek() -> Kek {
+    let text = b"chancery-kek-v1:BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc\n";
+    Kek::parse(text, "a test", None).unwrap()
+}
+
+fn keks_of(keks: impl IntoIterator<Item = Kek>) -> Keks {
+    let loaded = |kek| LoadedKek { kek, source: "a test".to_owned() };
+    Keks::of(keks.into_iter().map(loaded)).unwrap()
+}
+
+/// A new KEK before the database's own.
+pub(super) fn another_kek_first() -> Keks {
+    keks_of([Kek::generate().unwrap(), kek()])
 }

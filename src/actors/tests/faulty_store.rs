@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::db::*;
 use crate::ledger::Event;
 use crate::types::{
-    BatchId, BatchRange, BatchState, Fence, KeyEvent, KeyId, KeyStatus, Kid, Outcome, Position,
+    BatchId, BatchRange, BatchState, DataKeyId, Fence, KeyId, KeyStatus, Kid, Outcome, Position,
     Record, RecordId, RingId, Tick, TokenId,
 };
 
@@ -305,7 +305,16 @@ impl Store for FaultyStore {
         fn add_keys(&self, ring: RingId, count: u32, if_empty: bool, actor: &str, make: &mut dyn FnMut(KeyId) -> Result<NewKey, MakeKeyError>,
     ) -> Result<Vec<KeyId>, StoreError>;
         fn keys(&self, ring: RingId) -> Result<Vec<Key>, StoreError>;
-        fn change_key(&self, kid: &Kid, event: KeyEvent, actor: &str, reason: Option<&str>) -> Result<bool, StoreError>;
+        fn kek_usage(&self) -> Result<Vec<KekUsage>, StoreError>;
+        fn forget_kek(&self, kek_id: &str, actor: &str) -> Result<bool, StoreError>;
+        fn data_keys(&self, ring: RingId) -> Result<Vec<DataKeyRow>, StoreError>;
+        fn add_data_key(&self, ring: RingId, kek_id: &str, wrapped_key: &[u8]) -> Result<DataKeyRow, StoreError>;
+        fn keys_to_reseal(&self, ring: RingId, data_key: DataKeyId, after: KeyId, limit: u32) -> Result<Vec<SealedKeyRow>, StoreError>;
+        fn reseal_keys(&self, keys: &[Resealed]) -> Result<u64, StoreError>;
+        fn change_keys(&self, ring: RingId, kids: &[Kid], change: &KeyChange<'_>) -> Result<Vec<bool>, StoreError>;
+        fn due_keys(&self, ring: RingId, retirement: &Retirement, limit: u32) -> Result<Vec<DueKey>, StoreError>;
+        fn replace_keys(&self, ring: RingId, due: &[DueKey], actor: &str, make: &mut dyn FnMut(KeyId) -> Result<NewKey, MakeKeyError>,
+    ) -> Result<u32, StoreError>;
         fn analyze(&self) -> Result<(), StoreError>;
         fn signed_records(&self, after: Option<RecordId>, max_bytes: usize) -> Result<Vec<SignedRecord>, StoreError>;
         fn batch_keys(&self, batches: &[BatchId]) -> Result<Vec<BatchKey>, StoreError>;

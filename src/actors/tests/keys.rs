@@ -3,13 +3,15 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::database::Database;
+use super::database::{Database, another_kek_first};
 use super::faulty_store::{Call, Fault};
 use super::node::{Plan, TestNode, eventually, let_pass, most_looks};
-use crate::actors::key_set::{KeySet, KeySetError, prove_kek};
+use crate::actors::key_set::{KeySet, KeySetError};
+use crate::actors::sealer::prove_keks;
 use crate::actors::supervisor::Finished;
-use crate::db::Store;
-use crate::keyring::Kek;
+use crate::db::{Retirement, Store};
+use crate::keyring::{Kek, Keks};
+use crate::signing::PublicKey;
 use crate::types::{KeyEvent, KeyStatus};
 
 fn flip_a_bit(sealed: &mut [u8]) {
@@ -40,7 +42,7 @@ async fn a_key_added_while_the_node_runs_is_used() {
 async fn a_damaged_key_is_disabled_with_its_reason_and_the_others_go_on() {
     let database = Database::new(2, 200);
     let mut node = paused(&database, Plan::default()).await;
-    let damaged = database.add_keys_sealed_by(&database.kek, 1, flip_a_bit)[0];
+    let damaged = database.add_keys_sealed_by(&database.keks, 1, flip_a_bit)[0];
     node.resume().await;
     let finished = (&mut node.finished).await.unwrap();
     assert!(matches!(finished, Finished::Done(_)), "{finished:?}");
@@ -60,7 +62,7 @@ async fn a_damaged_key_is_disabled_with_its_reason_and_the_others_go_on() {
 async fn a_damaged_key_that_cannot_be_given_back_keeps_nobody_else_from_signing() {
     let database = Database::new(2, 200);
     let node = paused(&database, Plan::default()).await;
-    database.add_keys_sealed_by(&database.kek, 1, flip_a_bit);
+    database.add_keys_sealed_by(&database.keks, 1, flip_a_bit);
     database.store.plan(Call::GiveUp, [Fault::Unavailable]);
     node.resume().await;
     node.finish_done().await;
@@ -72,7 +74,7 @@ async fn a_damaged_key_that_cannot_be_given_back_keeps_nobody_else_from_signing(
 #[actix::test]
 async fn a_ring_with_nothing_but_damaged_keys_ends_with_no_active_key() {
     let database = Database::new(0, 20);
-    let damaged = database.add_keys_sealed_by(&database.kek, 3, flip_a_bit);
+    let damaged = database.add_keys_sealed_by(&database.keks, 3, flip_a_bit);
     let finished = TestNode::start(&database, Plan::default()).finish().await;
     assert!(matches!(finished, Finished::NoActiveKey(_)), "{finished:?}");
     for key in damaged {
@@ -84,9 +86,9 @@ async fn a_ring_with_nothing_but_damaged_keys_ends_with_no_active_key() {
 async fn a_wrong_kek_is_refused_before_any_key_is_touched() {
     let database = Database::new(3, 10);
     let tick = database.store.ring("default").unwrap().tick;
-    let wrong = Kek::generate().unwrap();
-    let found = prove_kek(database.store.as_ref(), &wrong);
-    let expected = vec![database.kek.id().0];
+    let wrong = Keks::one(Kek::generate().unwrap(), "a test".to_owned());
+    let found = prove_keks(database.store.as_ref(), &wrong);
+    let expected = vec![database.keks.first().id().0];
     assert!(
         matches!(&found, Err(KeySetError::WrongKek { expected: e, .. }) if *e == expected),
         "{found:?}"
@@ -109,7 +111,7 @@ async fn a_key_of_another_kek_is_left_alone_and_makes_no_busy_loop() {
     let plan = Plan { until_done: false, max_in_flight: 1, ..Plan::default() };
     let node = paused(&database, plan).await;
     let ours = database.store.keys(database.ring).unwrap().remove(0);
-    let foreign = database.add_keys_sealed_by(&Kek::generate().unwrap(), 1, |_| {})[0];
+    let foreign = database.add_keys_sealed_by(&another_kek_first(), 1, |_| {})[0];
     database.store.change_key(&ours.kid, KeyEvent::Disabled, "test", None).unwrap();
     let before = database.store.calls(Call::CheckOut);
     let begin = Instant::now();
@@ -132,11 +134,33 @@ async fn a_disabled_key_leaves_the_memory_even_beside_a_key_of_another_kek() {
     let lease = Duration::from_millis(60);
     let node = TestNode::start(&database, Plan { until_done: false, lease, ..Plan::default() });
     assert_eq!(node.key_manager().await.keys, 3);
-    database.add_keys_sealed_by(&Kek::generate().unwrap(), 1, |_| {});
+    database.add_keys_sealed_by(&another_kek_first(), 1, |_| {});
     let key = database.store.keys(database.ring).unwrap().remove(0);
     database.store.change_key(&key.kid, KeyEvent::Disabled, "test", None).unwrap();
     let rounds = database.store.calls(Call::SealedKeys);
     eventually("two rounds", || database.store.calls(Call::SealedKeys) >= rounds + 2).await;
     assert_eq!(node.key_manager().await.keys, 2);
     node.stop().await;
+}
+
+#[actix::test]
+async fn a_key_that_has_signed_for_long_enough_is_replaced_and_its_successor_signs() {
+    let database = Database::new(1, 5);
+    let lease = Duration::from_millis(60);
+    let retirement = Retirement { after_signatures: Some(5), after: None };
+    let plan = Plan { until_done: false, lease, retirement, ..Plan::default() };
+    let node = TestNode::start(&database, plan);
+    node.until("signed", |snapshot| snapshot.signed_records == 5).await;
+    let first = database.store.keys(database.ring).unwrap().remove(0);
+    eventually("its retirement", || database.key(first.id).status == KeyStatus::Retired).await;
+    let keys = database.store.keys(database.ring).unwrap();
+    let successor = keys.iter().find(|key| key.status == KeyStatus::Active).unwrap();
+    let sealed = database.store.sealed_keys(database.ring).unwrap();
+    database.signing.take_on(&PublicKey::from_bytes(&sealed[0].public_key).unwrap());
+    assert_eq!(sealed[0].id, successor.id);
+    database.add_records([b"one more".to_vec()]);
+    node.until("signed", |snapshot| snapshot.signed_records == 6).await;
+    node.stop().await;
+    assert_eq!(database.key(successor.id).signatures, 1);
+    database.assert_all_signed(6);
 }

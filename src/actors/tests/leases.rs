@@ -3,13 +3,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::database::Database;
+use super::database::{Database, another_kek_first};
 use super::faulty_store::{Call, Fault, Gate};
 use super::node::{Plan, TestNode, eventually, let_pass, most_looks};
 use super::scripted_signer::SignFault;
 use crate::actors::supervisor::Finished;
 use crate::db::{ReclaimScope, Store};
-use crate::keyring::Kek;
 
 /// A node with both of its batches at the gate before their first signature.
 async fn at_the_gate(database: &Database, plan: Plan) -> (TestNode<'_>, &'static Gate) {
@@ -125,7 +124,7 @@ async fn renewals_go_on_though_reclaiming_and_reading_the_keys_fail() {
     let lease = Duration::from_millis(60);
     let (node, gate) = at_the_gate(&database, Plan { lease, ..Plan::default() }).await;
     database.store.plan(Call::Reclaim, vec![Fault::Unavailable; 1000]);
-    database.add_keys_sealed_by(&Kek::generate().unwrap(), 1, |_| {});
+    database.add_keys_sealed_by(&another_kek_first(), 1, |_| {});
     outlive_three_leases(&node, &database, lease).await;
     gate.open();
     node.finish_done().await;

@@ -21,7 +21,7 @@ use crate::actors::supervisor::{
 };
 use crate::actors::troubles::Troubles;
 use crate::clock::Clock;
-use crate::db::{NodeReport, Remaining, Store};
+use crate::db::{NodeReport, Remaining, Retirement, Store};
 use crate::metrics::Timings;
 use crate::signing::Engine;
 use crate::types::{BatchSize, NodeId, NodeState};
@@ -39,6 +39,7 @@ pub(super) struct Plan {
     pub(super) max_in_flight_bytes: u64,
     pub(super) slice_bytes: usize,
     pub(super) lease: Duration,
+    pub(super) retirement: Retirement,
     pub(super) watchdog: Duration,
     pub(super) until_done: bool,
 }
@@ -53,6 +54,7 @@ impl Default for Plan {
             max_in_flight_bytes: 1 << 20,
             slice_bytes: 64 << 10,
             lease: Duration::from_secs(60),
+            retirement: Retirement::default(),
             watchdog: Duration::from_secs(60),
             until_done: true,
         }
@@ -89,7 +91,7 @@ impl<'a> TestNode<'a> {
         let test_clock = Arc::new(TestClock::default());
         let clock: Arc<dyn Clock> = Arc::clone(&test_clock) as Arc<dyn Clock>;
         let ring = database.ring;
-        let mut keys = KeySet::new(Arc::clone(&store), ring, Arc::clone(&database.kek)).unwrap();
+        let mut keys = KeySet::new(Arc::clone(&store), ring, Arc::clone(&database.keks)).unwrap();
         keys.refresh().unwrap();
         let troubles = Troubles::default();
         let timings = Timings::default();
@@ -99,6 +101,7 @@ impl<'a> TestNode<'a> {
                 node: NodeId("node-a".to_owned()),
                 batch_size: BatchSize(NonZeroU32::new(plan.batch_size).unwrap()),
                 lease: plan.lease,
+                retirement: plan.retirement,
             },
             Arc::clone(&store),
             Arc::clone(&clock),

@@ -49,6 +49,10 @@ fn the_example_lists_exactly_all_keys_and_its_values_are_the_defaults() {
     let without_default = [
         "database.runtime_role",
         "keys.kek_file",
+        "keys.kek_sources",
+        "keys.kek_passphrase",
+        "keys.retire_after_signatures",
+        "keys.retire_after_days",
         "http.tls_cert_file",
         "http.tls_key_file",
         "http.tls_client_ca_file",

@@ -181,12 +181,17 @@ fn close_uses(
     expect_rows("key_uses", uses.len(), closed)?;
     pass(step, "uses_closed")?;
     sql_query(
-        "UPDATE keys k SET last_tick = v.tick
-         FROM (SELECT key_id, max(tick) AS tick FROM unnest($1, $2) AS u(key_id, tick)
-               GROUP BY key_id) v WHERE k.id = v.key_id",
+        "UPDATE keys k SET last_tick = v.tick, signature_count = k.signature_count + v.signatures
+         FROM (SELECT u.key_id, max(u.tick) AS tick,
+                      coalesce(sum(b.record_count), 0)::BIGINT AS signatures
+               FROM unnest($1, $2, $3) AS u(key_id, tick, batch_id)
+               LEFT JOIN batches b ON b.id = u.batch_id AND $4 = 'stored'
+               GROUP BY u.key_id) v WHERE k.id = v.key_id",
     )
     .bind::<Array<BigInt>, _>(uses.iter().map(|u| u.key.0).collect::<Vec<_>>())
     .bind::<Array<BigInt>, _>(&ticks)
+    .bind::<Array<BigInt>, _>(uses.iter().map(|u| u.batch.0).collect::<Vec<_>>())
+    .bind::<Text, _>(outcome.as_str())
     .execute(c)?;
     pass(step, "keys_stamped")?;
     Ok(Tick(before.0 + int(uses.len())))

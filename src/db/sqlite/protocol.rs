@@ -316,8 +316,15 @@ fn close_use(
     )?;
     pass(step, "uses_closed")?;
     c.run(
-        "UPDATE keys SET last_tick = $1 WHERE id = $2",
-        &[Bind::Int(tick.0), Bind::Int(key_use.key.0)],
+        "UPDATE keys SET last_tick = $1, signature_count = signature_count
+             + CASE WHEN $2 = 'stored' THEN (SELECT record_count FROM batches WHERE id = $3) ELSE 0 END
+         WHERE id = $4",
+        &[
+            Bind::Int(tick.0),
+            Bind::Text(outcome.as_str()),
+            Bind::Int(key_use.batch.0),
+            Bind::Int(key_use.key.0),
+        ],
     )?;
     pass(step, "keys_stamped")?;
     Ok(())

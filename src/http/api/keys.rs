@@ -1,4 +1,4 @@
-//! The ring's keys and their life. A private key goes in, and never out.
+//! The ring's keys: what there is, and what comes in. A private key goes in, and never out.
 
 use actix_web::HttpResponse;
 use actix_web::web::{Data, Path, Query};
@@ -15,10 +15,10 @@ use crate::actors::{new_keys, off_thread};
 use crate::db::Key;
 use crate::http::Shared;
 use crate::http::auth::{As, KeyAdmin, Reader};
-use crate::http::body::{Json, JsonOrNone, SecretJson};
+use crate::http::body::{Json, SecretJson};
 use crate::http::problem::{Problem, ProblemDocument};
-use crate::keyring::{Kek, private};
-use crate::types::{KeyEvent, KeyId, KeyStatus, Kid};
+use crate::keyring::{Keks, private};
+use crate::types::{KeyId, KeyStatus, Kid};
 
 /// How many keys one request makes, at the most: they are one transaction under the ring's lock, which
 /// must end well within a lease.
@@ -46,6 +46,10 @@ pub(super) struct KeyBody {
     last_tick: i64,
     /// How many batches it has signed.
     stored_batches: u64,
+    /// How many records it has signed.
+    signatures: u64,
+    /// The key-encryption key that it is sealed under; null if it is not sealed here.
+    kek_id: Option<String>,
     /// When it was added.
     #[schema(format = DateTime)]
     created_at: String,
@@ -63,6 +67,8 @@ impl From<Key> for KeyBody {
             in_use: key.in_use,
             last_tick: key.last_tick.0,
             stored_batches: key.stored_uses,
+            signatures: key.signatures,
+            kek_id: key.kek_id,
             created_at: key.created_at.to_string(),
         }
     }
@@ -160,10 +166,10 @@ pub(super) async fn generate(
             "count is {count}: it must be from 1 to {MOST_KEYS}."
         )));
     }
-    let kek = kek(&shared)?;
+    let keks = keks(&shared)?;
     let (store, ring, actor) = (Arc::clone(&shared.store), shared.ring.clone(), caller.0.actor());
     let kids = off_thread(move || {
-        let added = new_keys::generate(store.as_ref(), &ring, &kek, count, false, &actor);
+        let added = new_keys::generate(store.as_ref(), &ring, &keks, count, false, &actor);
         Ok(added.map(|ids| {
             let first = ids.first().map_or(KeyId(0), |id| KeyId(id.0 - 1));
             store.list_keys(ring.id, None, first, count)
@@ -228,83 +234,18 @@ pub(super) async fn import(
         _ => return Err(Problem::unprocessable("Send exactly one of pem and jwk.")),
     };
     let private_key = read.map_err(|error| Problem::unprocessable(format!("{error}.")))?;
-    let kek = kek(&shared)?;
+    let keks = keks(&shared)?;
     let (store, ring, actor) = (Arc::clone(&shared.store), shared.ring.clone(), caller.0.actor());
-    let imported =
-        off_thread(move || Ok(new_keys::import(store.as_ref(), &ring, &kek, &private_key, &actor)));
+    let imported = off_thread(move || {
+        Ok(new_keys::import(store.as_ref(), &ring, &keks, &private_key, &actor))
+    });
     let kid = imported.await?.map_err(not_made)?;
     Ok(HttpResponse::Created().json(ImportedKey { kid: kid.0 }))
 }
 
-/// Why.
-#[derive(Debug, Default, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Reason {
-    /// Kept with the key and in its history.
-    #[schema(max_length = 1000)]
-    reason: Option<String>,
-}
-
-/// What a key is now.
-#[derive(Debug, Serialize, ToSchema)]
-struct Changed {
-    /// The key.
-    kid: String,
-    /// Its status.
-    status: &'static str,
-    /// Whether that is new.
-    changed: bool,
-}
-
-/// Change a key's status
-///
-/// `enable` lets a disabled key sign again. `disable` keeps a key from signing, and `retire` does so for
-/// good; a use that is under way ends as usual. `destroy` wipes its private part, and is refused
-/// while the key is in use.
-#[utoipa::path(
-    post, path = "/v1/keys/{kid}/{change}", tag = "keys", security(("bearer" = ["key-admin"])),
-    params(
-        ("kid" = String, Path, description = "The key's thumbprint"),
-        ("change" = String, Path, description = "What to do", pattern = "^(enable|disable|retire|destroy)$"),
-    ),
-    request_body(content = Option<Reason>, content_type = "application/json"),
-    responses(
-        (status = 200, body = Changed),
-        (status = 404, description = "No such key or change", body = ProblemDocument, content_type = "application/problem+json"),
-        (status = 409, description = "The key's status does not allow it, or the key is in use", body = ProblemDocument, content_type = "application/problem+json"),
-        (status = "default", body = ProblemDocument, content_type = "application/problem+json"),
-    )
-)]
-pub(super) async fn change(
-    caller: As<KeyAdmin>,
-    shared: Data<Shared>,
-    path: Path<(String, String)>,
-    body: JsonOrNone<Option<Reason>>,
-) -> Result<HttpResponse, Problem> {
-    let (kid, change) = path.into_inner();
-    let event = match change.as_str() {
-        "enable" => KeyEvent::Enabled,
-        "disable" => KeyEvent::Disabled,
-        "retire" => KeyEvent::Retired,
-        "destroy" => KeyEvent::Destroyed,
-        _ => return Err(Problem::not_found("There is nothing at this path.")),
-    };
-    let reason = body.0.unwrap_or_default().reason;
-    if let Some(reason) = &reason
-        && (reason.chars().count() > 1000 || reason.contains('\0'))
-    {
-        return Err(Problem::unprocessable("reason: at most 1000 characters, none of them NUL."));
-    }
-    let kid = Kid(kid);
-    let (of, actor) = (kid.clone(), caller.0.actor());
-    let changed =
-        shared.ask(move |store| store.change_key(&of, event, &actor, reason.as_deref())).await?;
-    Ok(HttpResponse::Ok().json(Changed { kid: kid.0, status: event.status().as_str(), changed }))
-}
-
-fn kek(shared: &Shared) -> Result<Arc<Kek>, Problem> {
-    let kek = shared.signing.as_ref().map(|signing| Arc::clone(&signing.kek));
-    kek.ok_or_else(|| {
+fn keks(shared: &Shared) -> Result<Arc<Keks>, Problem> {
+    let keks = shared.signing.as_ref().map(|signing| Arc::clone(&signing.keks));
+    keks.ok_or_else(|| {
         Problem::conflict(
             "This node signs nothing and has no key-encryption key: ask a node that signs.",
         )

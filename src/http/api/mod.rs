@@ -4,6 +4,7 @@ mod admin_log;
 mod audits;
 mod batches;
 mod bulk;
+mod key_changes;
 mod keys;
 mod orders;
 mod page;
@@ -30,8 +31,9 @@ pub(super) fn endpoints(config: &mut ServiceConfig) {
         .service(get("/keys", keys::list))
         .service(post("/keys/generate", keys::generate))
         .service(post("/keys/import", keys::import))
+        .service(post("/keys/change", key_changes::change_many))
         .service(get("/keys/{kid}", keys::show))
-        .service(post("/keys/{kid}/{change}", keys::change))
+        .service(post("/keys/{kid}/{change}", key_changes::change))
         .service(get("/batches", batches::list))
         .service(get("/batches/{id}", batches::show))
         .service(post("/batches/{id}/retry", batches::retry))
@@ -64,7 +66,8 @@ pub(super) fn endpoints(config: &mut ServiceConfig) {
     ),
     paths(
         status::status, status::nodes,
-        keys::list, keys::show, keys::generate, keys::import, keys::change,
+        keys::list, keys::show, keys::generate, keys::import,
+        key_changes::change, key_changes::change_many,
         batches::list, batches::show, batches::retry,
         orders::pause, orders::resume, orders::drain,
         audits::start, audits::latest, audits::show, admin_log::list,

@@ -9,6 +9,8 @@ use crate::support::{Site, wait_until};
 
 on_both_databases! {
     keys_are_made_taken_in_and_changed_and_each_change_is_logged,
+    many_keys_change_at_once_or_none,
+    a_key_in_use_is_destroyed_by_force_only,
     a_key_that_is_none_is_refused_and_never_quoted,
     an_api_node_has_no_private_key_and_takes_records_in_all_the_same,
 }
@@ -82,6 +84,61 @@ fn keys_are_made_taken_in_and_changed_and_each_change_is_logged(site: Site) {
     let site = served.stop();
     site.run(&["audit"]).expect_code(0);
     site.run(&["verify"]).expect_code(0);
+}
+
+fn many_keys_change_at_once_or_none(site: Site) {
+    let served = Served::start(site.with(250, 0));
+    let keys = served.all("/v1/keys", 1000);
+    let kid = |n: usize| keys[n]["kid"].clone();
+    let change = |body: &serde_json::Value| served.post("/v1/keys/change", body);
+    let active = || served.all("/v1/keys?status=active", 1000).len();
+    let two = json!({"change": "retire", "kids": [kid(0), kid(1)], "reason": "a test"});
+    let changed = change(&two).expect(200);
+    assert_eq!((&changed["changed"], &changed["status"]), (&json!(2), &json!("retired")));
+    assert_eq!(change(&two).expect(200)["changed"], 0);
+    let none = json!({"change": "enable", "kids": [kid(2), kid(0)]});
+    change(&none).expect_problem(409, "is retired");
+    change(&json!({"change": "disable", "kids": [kid(2), "nobody"]})).expect_problem(404, "nobody");
+    assert_eq!(active(), 248);
+    let all = |change: &str| json!({"change": change, "all": true});
+    assert_eq!(change(&all("disable")).expect(200)["changed"], 248);
+    assert_eq!(change(&all("enable")).expect(200)["changed"], 248);
+    let retired = json!({"change": "destroy", "all": true, "status": "retired"});
+    assert_eq!(change(&retired).expect(200)["changed"], 2);
+    assert_eq!(active(), 248);
+    for (body, words) in [
+        (json!({"change": "polish", "all": true}), "enable, disable, retire or destroy"),
+        (json!({"change": "disable"}), "Send kids"),
+        (json!({"change": "disable", "all": true, "kids": [kid(2)]}), "Send kids"),
+        (json!({"change": "disable", "kids": vec!["x"; 1001]}), "at most 1000"),
+        (json!({"change": "disable", "kids": [kid(2)], "status": "active"}), "goes with all"),
+        (json!({"change": "disable", "all": true, "force": true}), "goes with destroy"),
+    ] {
+        change(&body).expect_problem(422, words);
+    }
+    assert_eq!(active(), 248);
+    let site = served.stop();
+    site.run(&["audit"]).expect_code(0);
+}
+
+fn a_key_in_use_is_destroyed_by_force_only(site: Site) {
+    let site = site.with(1, 5);
+    let mut dead = site.command(&["run"]);
+    dead.env("CHANCERY_FAILPOINTS", "batch.signed=stop");
+    let dead = site.start_command(dead);
+    wait_until("it has stopped with a batch in hand", || dead.is_stopped());
+    let served = Served::start_with(site, &["serve", "--no-signing"]);
+    let kid = served.get("/v1/keys").expect(200)["items"][0]["kid"].as_str().unwrap().to_owned();
+    let destroy = format!("/v1/keys/{kid}/destroy");
+    served.order(&destroy).expect_problem(409, "in use");
+    let disable = format!("/v1/keys/{kid}/disable");
+    served.post(&disable, &json!({"force": true})).expect_problem(422, "goes with destroy");
+    let forced = served.post(&destroy, &json!({"force": true})).expect(200);
+    assert_eq!(forced["status"], "destroyed");
+    assert_eq!(served.get(&format!("/v1/keys/{kid}")).expect(200)["in_use"], false);
+    assert_eq!(served.get("/v1/batches").expect(200)["items"][0]["state"], "retry");
+    drop(dead);
+    served.stop();
 }
 
 fn a_key_that_is_none_is_refused_and_never_quoted(site: Site) {

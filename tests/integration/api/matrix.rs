@@ -16,13 +16,14 @@ on_both_databases! {
 }
 
 /// Each operation with the role that it needs, and a request that does no harm.
-const OPERATIONS: [(&str, &str, &str); 25] = [
+const OPERATIONS: [(&str, &str, &str); 26] = [
     ("GET", "/v1/status", "reader"),
     ("GET", "/v1/nodes", "reader"),
     ("GET", "/v1/keys", "reader"),
     ("GET", "/v1/keys/{kid}", "reader"),
     ("POST", "/v1/keys/generate", "key-admin"),
     ("POST", "/v1/keys/import", "key-admin"),
+    ("POST", "/v1/keys/change", "key-admin"),
     ("POST", "/v1/keys/{kid}/{change}", "key-admin"),
     ("GET", "/v1/batches", "reader"),
     ("GET", "/v1/batches/{id}", "reader"),
@@ -102,7 +103,7 @@ fn every_endpoint_asks_for_its_role_and_takes_no_other(site: Site) {
             asked += 1;
         }
     }
-    assert_eq!(asked, 27 * 4);
+    assert_eq!(asked, (OPERATIONS.len() + OTHERS.len()) * 4);
     let unknown = Answer::of(served.ask(Method::GET, "/v1/nothing").send().unwrap());
     unknown.expect_problem(401, "A valid token is needed");
     assert_eq!(unknown.header("www-authenticate"), Some("Bearer realm=\"chancery\""));

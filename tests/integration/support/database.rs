@@ -78,6 +78,14 @@ impl Database {
         }
     }
 
+    /// Bytes in hexadecimal digits as an SQL literal.
+    pub(crate) fn blob(&self, digits: &str) -> String {
+        match self {
+            Database::Postgres(_) => format!("'\\x{digits}'::BYTEA"),
+            Database::Sqlite(_) => format!("X'{digits}'"),
+        }
+    }
+
     /// Runs statements.
     #[track_caller]
     pub(crate) fn execute(&self, statements: &str) {
