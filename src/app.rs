@@ -34,7 +34,7 @@ use crate::types::{NodeId, NodeState};
 pub use connect::{
     Connected, MissingDatabase, ask_database, connect, wait_for_database, wait_for_signing_lock,
 };
-pub use kek::{load_keks, load_or_make_keks, new_passphrase};
+pub use kek::{ask_passphrase, load_keks, load_or_make_keks, new_passphrase, read_passphrase};
 
 /// A mistake of the user's, as opposed to a failure: exit code 2.
 #[derive(Debug, thiserror::Error)]

@@ -24,29 +24,35 @@ pub fn generate(
     Ok(store.add_keys(ring.id, count, if_empty, actor, &mut make)?)
 }
 
-/// Takes in a key that was made elsewhere; its thumbprint.
+/// Takes in keys that were made elsewhere, all of them or none; their thumbprints.
 ///
 /// # Errors
-/// [`KeySetError::Duplicate`], as [`Sealer::new`], and the database's.
+/// [`KeySetError::Duplicate`] for a key that is there already or comes twice, as [`Sealer::new`], and the
+/// database's.
 pub fn import(
     store: &dyn Store,
     ring: &Ring,
     keks: &Keks,
-    private_key: &PrivateKey,
+    private_keys: &[PrivateKey],
     actor: &str,
-) -> Result<Kid, KeySetError> {
+) -> Result<Vec<Kid>, KeySetError> {
     let sealer = Sealer::new(store, ring.id, keks)?;
-    let public_key = private_key.public_key();
-    let kid = jwk::kid(&public_key);
-    match store.key(&kid) {
-        Ok(_) => return Err(KeySetError::Duplicate { kid }),
-        Err(StoreError::NotFound { .. }) => {}
-        Err(error) => return Err(error.into()),
+    let mut kids = Vec::with_capacity(private_keys.len());
+    for private_key in private_keys {
+        let kid = jwk::kid(&private_key.public_key());
+        match store.key(&kid) {
+            Err(StoreError::NotFound { .. }) if !kids.contains(&kid) => kids.push(kid),
+            Ok(_) | Err(StoreError::NotFound { .. }) => return Err(KeySetError::Duplicate { kid }),
+            Err(error) => return Err(error.into()),
+        }
     }
-    store.add_keys(ring.id, 1, false, actor, &mut |id| {
-        Ok(sealer.new_key(id, private_key, public_key, kid.clone())?)
+    let count = u32::try_from(kids.len()).unwrap_or(u32::MAX);
+    let mut next = private_keys.iter().zip(&kids);
+    store.add_keys(ring.id, count, false, actor, &mut |id| {
+        let (private_key, kid) = next.next().ok_or("fewer keys than were counted")?;
+        Ok(sealer.new_key(id, private_key, private_key.public_key(), kid.clone())?)
     })?;
-    Ok(kid)
+    Ok(kids)
 }
 
 /// A fresh key to be added as the row `id`.

@@ -116,10 +116,18 @@ fn known_passphrase(config: &Config, kek: &str) -> anyhow::Result<Option<Passphr
     if let Some(source) = &config.keys.kek_passphrase {
         return read_passphrase(source).map(Some);
     }
+    ask_passphrase(&format!("the KEK of {kek}"))
+}
+
+/// Asks for the passphrase of `what` at the terminal; `None` where there is none, or nothing is typed.
+///
+/// # Errors
+/// If the terminal cannot be read.
+pub fn ask_passphrase(what: &str) -> anyhow::Result<Option<Passphrase>> {
     if !std::io::stdin().is_terminal() {
         return Ok(None);
     }
-    let typed = rpassword::prompt_password(format!("Passphrase of the KEK of {kek}: "));
+    let typed = rpassword::prompt_password(format!("Passphrase of {what}: "));
     Ok(Passphrase::of(typed.context("cannot read the passphrase")?.into_bytes()))
 }
 
@@ -148,7 +156,11 @@ pub fn new_passphrase(config: &Config) -> anyhow::Result<Passphrase> {
     passphrase.ok_or_else(|| UsageError("the passphrase is empty".to_owned()).into())
 }
 
-fn read_passphrase(source: &SecretSource) -> anyhow::Result<Passphrase> {
+/// Reads a passphrase from where it is.
+///
+/// # Errors
+/// A [`UsageError`] that says what is wrong with the source.
+pub fn read_passphrase(source: &SecretSource) -> anyhow::Result<Passphrase> {
     let text = read_secret("passphrase file", source, 1024).map_err(usage)?;
     let passphrase = Passphrase::of(text.to_vec());
     passphrase.ok_or_else(|| UsageError(format!("the passphrase of {source} is empty")).into())

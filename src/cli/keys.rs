@@ -1,7 +1,10 @@
 //! `chancery keys`
 
 mod change;
+mod import;
 mod rewrap;
+
+use std::path::Path;
 
 use anyhow::Context as _;
 use clap::ValueEnum;
@@ -27,6 +30,8 @@ pub(super) enum Keys {
         #[arg(long)]
         if_empty: bool,
     },
+    /// Take in private keys that were made elsewhere, sealed under the key-encryption key
+    Import(import::Import),
     /// List the keys of the ring
     List {
         /// As one JSON document
@@ -65,6 +70,7 @@ impl Keys {
     pub(super) fn run(self, context: &Context) -> anyhow::Result<Outcome> {
         match self {
             Keys::Generate { count, if_empty } => generate_command(context, count, if_empty),
+            Keys::Import(import) => import.run(context),
             Keys::List { json } => list(context, json),
             Keys::Enable(change) => change.run(context, KeyEvent::Enabled),
             Keys::Disable(change) => change.run(context, KeyEvent::Disabled),
@@ -81,12 +87,7 @@ fn generate_command(context: &Context, count: u32, if_empty: bool) -> anyhow::Re
     let ring = context.ring(&database)?;
     let store = database.store.as_ref();
     let (keks, made) = app::load_or_make_keks(&context.config, store)?;
-    if let Some(path) = made {
-        output::print_line(&format!(
-            "made a key-encryption key for this database: {} (keep a copy in a safe place)",
-            path.display()
-        ))?;
-    }
+    say_made(made.as_deref())?;
     let added = generate(store, &ring, &keks, count, if_empty)?;
     let added = added.len() as u64;
     if added == 0 {
@@ -96,6 +97,15 @@ fn generate_command(context: &Context, count: u32, if_empty: bool) -> anyhow::Re
         output::print_line(&format!("added {keys} to ring {}", ring.name))?;
     }
     Ok(Outcome::Done)
+}
+
+/// Tells of a KEK that was made just now.
+fn say_made(kek: Option<&Path>) -> anyhow::Result<()> {
+    let Some(path) = kek else { return Ok(()) };
+    output::print_line(&format!(
+        "made a key-encryption key for this database: {} (keep a copy in a safe place)",
+        path.display()
+    ))
 }
 
 /// Generates keys for a ring.

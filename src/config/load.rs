@@ -74,6 +74,19 @@ impl Loaded {
     }
 }
 
+impl Loaded {
+    /// The configuration that the text of a file is, without environment and flags; `path` names it in
+    /// errors.
+    ///
+    /// # Errors
+    /// The first mistake found.
+    pub fn from_text(path: &Path, text: &str) -> Result<Loaded, ConfigError> {
+        let mut layers = Layers::default();
+        layers.add_file(path, text)?;
+        Ok(layers.loaded)
+    }
+}
+
 /// What the command line says, each value as it was written there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Overrides {

@@ -28,6 +28,7 @@ mod http;
 mod import_export;
 mod interruption;
 mod keks;
+mod key_import;
 mod key_life;
 mod main_job;
 mod many_processes;

@@ -13,10 +13,11 @@ use crate::support::Site;
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// The floors, from the lowest up; a module imports from lower floors and from itself.
-const FLOORS: [&[&str]; 11] = [
+const FLOORS: [&[&str]; 12] = [
     &["types", "clock", "failpoint"],
     &["ledger", "signing", "config", "intake", "seed"],
     &["keyring", "metrics"],
+    &["fuzzing"],
     &["db"],
     &["inspect"],
     &["actors"],

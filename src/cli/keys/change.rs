@@ -10,7 +10,7 @@ use crate::types::{KeyEvent, KeyStatus, Kid, RingId};
 #[derive(clap::Args)]
 pub(in crate::cli) struct Change {
     /// Key ids, or beginnings of them that fit one key only
-    #[arg(value_name = "KID", required_unless_present = "all", allow_hyphen_values = true)]
+    #[arg(value_name = "KID", required_unless_present = "all")]
     kids: Vec<String>,
     /// Every key of the ring that it can happen to
     #[arg(long, conflicts_with = "kids")]

@@ -10,9 +10,7 @@ use crate::config::{Auto, DatabaseUrl, LogFormat};
 const EXAMPLE: &str = include_str!("../../../chancery.example.toml");
 
 fn load_text(text: &str) -> Result<Loaded, ConfigError> {
-    let mut layers = Layers::default();
-    layers.add_file(Path::new("chancery.toml"), text)?;
-    Ok(layers.loaded)
+    Loaded::from_text(Path::new("chancery.toml"), text)
 }
 
 fn load_variables(variables: &[(&str, &str)]) -> Result<Loaded, ConfigError> {

@@ -17,7 +17,9 @@ use crate::http::Shared;
 use crate::http::auth::{As, KeyAdmin, Reader};
 use crate::http::body::{Json, SecretJson};
 use crate::http::problem::{Problem, ProblemDocument};
-use crate::keyring::{Keks, private};
+use crate::keyring::private::{self, Format};
+use crate::keyring::{Keks, Passphrase};
+use crate::signing::PrivateKey;
 use crate::types::{KeyId, KeyStatus, Kid};
 
 /// How many keys one request makes, at the most: they are one transaction under the ring's lock, which
@@ -180,15 +182,48 @@ pub(super) async fn generate(
     Ok(HttpResponse::Created().json(NewKeys { kids }))
 }
 
-/// A private key: exactly one of the two.
+/// A private key: exactly one of `pem`, `jwk` and `seed_hex`.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Import {
-    /// A PKCS#8 private key in PEM (RFC 8410), not encrypted.
+    /// A private key in PEM: PKCS#8 (RFC 8410) or OpenSSH's, plain or encrypted.
     #[schema(value_type = Option<String>)]
     pem: Option<Zeroizing<String>>,
+    /// The passphrase of an encrypted one.
+    #[schema(value_type = Option<String>)]
+    passphrase: Option<Zeroizing<String>>,
     /// A private JWK of the type OKP (RFC 8037): `kty`, `crv`, `d`, and `x`, which must be its public key.
     jwk: Option<ImportedJwk>,
+    /// The seed of RFC 8032 as 64 hexadecimal digits.
+    #[schema(value_type = Option<String>)]
+    seed_hex: Option<Zeroizing<String>>,
+}
+
+impl Import {
+    /// The one key.
+    fn read(&self) -> Result<PrivateKey, Problem> {
+        let Import { pem, passphrase, jwk, seed_hex } = self;
+        let refused = |error: &dyn std::fmt::Display| Problem::unprocessable(format!("{error}."));
+        let (text, format) = match (pem, jwk, seed_hex) {
+            (Some(pem), None, None) => (pem, None),
+            (None, None, Some(seed)) => (seed, Some(Format::Hex)),
+            (None, Some(jwk), None) => {
+                let key = private::from_jwk(&jwk.kty, &jwk.crv, &jwk.x, &jwk.d);
+                return key.map_err(|error| refused(&error));
+            }
+            _ => {
+                return Err(Problem::unprocessable("Send exactly one of pem, jwk and seed_hex."));
+            }
+        };
+        let passphrase =
+            passphrase.as_ref().and_then(|text| Passphrase::of(text.as_bytes().to_vec()));
+        let keys = private::read_keys(text.as_bytes(), format, passphrase.as_ref());
+        let mut keys = keys.map_err(|error| refused(&error))?;
+        match (keys.pop(), keys.is_empty()) {
+            (Some(key), true) => Ok(key),
+            _ => Err(Problem::unprocessable("One key at a time.")),
+        }
+    }
 }
 
 /// A private JWK.
@@ -228,18 +263,16 @@ pub(super) async fn import(
     shared: Data<Shared>,
     body: SecretJson<Import>,
 ) -> Result<HttpResponse, Problem> {
-    let read = match (&body.0.pem, &body.0.jwk) {
-        (Some(pem), None) => private::from_pem(pem),
-        (None, Some(jwk)) => private::from_jwk(&jwk.kty, &jwk.crv, &jwk.x, &jwk.d),
-        _ => return Err(Problem::unprocessable("Send exactly one of pem and jwk.")),
-    };
-    let private_key = read.map_err(|error| Problem::unprocessable(format!("{error}.")))?;
     let keks = keks(&shared)?;
     let (store, ring, actor) = (Arc::clone(&shared.store), shared.ring.clone(), caller.0.actor());
+    // A passphrase takes its time.
     let imported = off_thread(move || {
-        Ok(new_keys::import(store.as_ref(), &ring, &keks, &private_key, &actor))
+        Ok(body.0.read().map(|key| {
+            new_keys::import(store.as_ref(), &ring, &keks, &[key], &actor).map_err(not_made)
+        }))
     });
-    let kid = imported.await?.map_err(not_made)?;
+    let kids = imported.await???;
+    let kid = kids.into_iter().next().ok_or_else(Problem::internal)?;
     Ok(HttpResponse::Created().json(ImportedKey { kid: kid.0 }))
 }
 

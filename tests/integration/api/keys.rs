@@ -32,6 +32,19 @@ fn keys_are_made_taken_in_and_changed_and_each_change_is_logged(site: Site) {
     }});
     let jwk = served.post("/v1/keys/import", &jwk).expect(201);
     assert_eq!(jwk["kid"], "kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k");
+    // The same key once more.
+    let seed = "9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60";
+    let again = served.post("/v1/keys/import", &json!({"seed_hex": seed}));
+    again.expect_problem(409, "is there already");
+    let encrypted = Command::new("openssl")
+        .args(["genpkey", "-algorithm", "ed25519", "-aes-256-cbc", "-pass", "pass:correct horse"])
+        .output()
+        .unwrap();
+    let pem = String::from_utf8(encrypted.stdout).unwrap();
+    let import =
+        |passphrase| served.post("/v1/keys/import", &json!({"pem": pem, "passphrase": passphrase}));
+    import("wrong").expect_problem(422, "passphrase is wrong");
+    import("correct horse").expect(201);
 
     let change = |kid: &str, change: &str| served.order(&format!("/v1/keys/{kid}/{change}"));
     let reason = json!({"reason": "the machine was lost"});
@@ -72,6 +85,7 @@ fn keys_are_made_taken_in_and_changed_and_each_change_is_logged(site: Site) {
         .map(|entry| entry["action"].as_str().unwrap().to_owned())
         .collect();
     let expected = [
+        "keys.added",
         "keys.added",
         "keys.added",
         "keys.added",
@@ -145,7 +159,8 @@ fn a_key_that_is_none_is_refused_and_never_quoted(site: Site) {
     let served = Served::start(site.with(1, 0));
     let jwk = |d: &str| json!({"jwk": {"kty": "OKP", "crv": "Ed25519", "d": d, "x": "AAAA"}});
     for (body, words) in [
-        (json!({}), "exactly one of pem and jwk"),
+        (json!({}), "exactly one of pem, jwk and seed_hex"),
+        (json!({"seed_hex": "c2VjcmV0"}), "64 hexadecimal digits"),
         (
             json!({"pem": "-----BEGIN PRIVATE KEY-----\nc2VjcmV0\n-----END PRIVATE KEY-----\n"}),
             "PKCS#8",
