@@ -46,8 +46,8 @@ fn keys_move_to_a_new_kek_while_a_node_signs_and_the_old_one_is_forgotten(site: 
     let site = site.with(250, 2_000);
     let (old, new) = (site.path("kek"), make_kek(&site, "new"));
     let site = with_keks(site, &[file(&new), file(&old)]);
-    let disabled = "UPDATE keys SET status = 'disabled' WHERE id <= 3";
-    site.database.execute(disabled);
+    let kids = site.database.rows("SELECT kid AS value FROM keys ORDER BY id");
+    site.run(&["keys", "disable", &kids[0], &kids[1], &kids[2]]).expect_code(0);
 
     let run = site.start(&["run", "--batch-size", "20"]);
     let rewrapped = site.run(&["keys", "rewrap", "--json"]).expect_code(0);
