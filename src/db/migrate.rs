@@ -153,7 +153,7 @@ fn grants(role: &str) -> String {
         "GRANT USAGE ON SCHEMA public TO {role};
          GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role};
          GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {role};
-         GRANT INSERT ON keks, keys, records, batches, key_uses, key_events, signatures TO {role};
+         GRANT INSERT ON rings, keks, keys, records, batches, key_uses, key_events, signatures TO {role};
          GRANT UPDATE ON rings, keys, records, batches, key_uses TO {role};
          GRANT INSERT, UPDATE, DELETE ON nodes TO {role};
          GRANT INSERT ON tokens, admin_log TO {role};

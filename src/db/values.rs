@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::signing::{PublicKey, Signature};
 use crate::types::{
     BatchId, BatchRange, BatchSize, BatchState, BlockerKind, Fence, KeyId, KeyStatus, Kid, NodeId,
-    NodeState, Outcome, Position, RecordId, RingId, Tick, Timestamp,
+    NodeState, Outcome, Position, Provider, RecordId, RingId, Tick, Timestamp,
 };
 
 /// A request for batches.
@@ -213,6 +213,8 @@ pub struct Ring {
     pub cursor: Position,
     /// Whether an administrator has paused it: no node checks anything out.
     pub paused: bool,
+    /// Where its private keys are used.
+    pub provider: Provider,
 }
 
 /// A KEK that has sealed keys of this database.
@@ -356,6 +358,8 @@ pub struct SignedRecord {
 pub struct BatchKey {
     /// The batch.
     pub batch: BatchId,
+    /// The batch's ring.
+    pub ring: RingId,
     /// The key.
     pub key: KeyId,
     /// The key's thumbprint.
