@@ -12,13 +12,13 @@ use zeroize::Zeroizing;
 use super::page::{Page, after, limit};
 use crate::actors::key_set::KeySetError;
 use crate::actors::{new_keys, off_thread};
-use crate::db::Key;
+use crate::db::{Key, Store, StoreError};
 use crate::http::Shared;
 use crate::http::auth::{As, KeyAdmin, Reader};
 use crate::http::body::{Json, JsonOrNone, SecretJson};
 use crate::http::problem::{Problem, ProblemDocument};
 use crate::keyring::{Kek, private};
-use crate::types::{KeyEvent, KeyId, KeyStatus, Kid};
+use crate::types::{KeyEvent, KeyId, KeyStatus, Kid, RingId};
 
 /// How many keys one request makes, at the most: they are one transaction under the ring's lock, which
 /// must end well within a lease.
@@ -119,7 +119,8 @@ pub(super) async fn show(
     kid: Path<String>,
 ) -> Result<HttpResponse, Problem> {
     let kid = Kid(kid.into_inner());
-    let key = shared.ask(move |store| store.key(&kid)).await?;
+    let ring = shared.ring.id;
+    let key = shared.ask(move |store| key_of(store, ring, &kid)).await?;
     Ok(HttpResponse::Ok().json(KeyBody::from(key)))
 }
 
@@ -297,9 +298,23 @@ pub(super) async fn change(
     }
     let kid = Kid(kid);
     let (of, actor) = (kid.clone(), caller.0.actor());
-    let changed =
-        shared.ask(move |store| store.change_key(&of, event, &actor, reason.as_deref())).await?;
+    let ring = shared.ring.id;
+    let changed = shared.ask(move |store| {
+        key_of(store, ring, &of)?;
+        store.change_key(&of, event, &actor, reason.as_deref())
+    });
+    let changed = changed.await?;
     Ok(HttpResponse::Ok().json(Changed { kid: kid.0, status: event.status().as_str(), changed }))
+}
+
+/// A key of the ring; there is no other here.
+fn key_of(store: &dyn Store, ring: RingId, kid: &Kid) -> Result<Key, StoreError> {
+    let key = store.key(kid)?;
+    if key.ring == ring {
+        Ok(key)
+    } else {
+        Err(StoreError::NotFound { what: "key", name: kid.to_string() })
+    }
 }
 
 fn kek(shared: &Shared) -> Result<Arc<Kek>, Problem> {

@@ -77,7 +77,7 @@ fn health(node: &NodeRow) -> (&'static str, &'static str) {
     }
 }
 
-pub(super) fn quarantine(batches: &[Quarantined], viewer: &Viewer) -> Markup {
+pub(super) fn quarantine(batches: &[Quarantined], api: &str, viewer: &Viewer) -> Markup {
     if batches.is_empty() {
         return empty("Nothing is in quarantine.");
     }
@@ -90,7 +90,7 @@ pub(super) fn quarantine(batches: &[Quarantined], viewer: &Viewer) -> Markup {
                 td class="wrap" { (batch.failure) }
                 td {
                     @if viewer.may_operate {
-                        button type="button" data-post=(format!("/v1/batches/{}/retry", batch.batch))
+                        button type="button" data-post=(format!("{api}/batches/{}/retry", batch.batch))
                             aria-label=(format!("Retry batch {}", batch.batch)) { "Retry" }
                     }
                 }
@@ -127,7 +127,7 @@ mod tests {
         let viewer = Viewer { name: String::new(), may_operate: true };
         let failure = "<script>alert('x')</script>\" onload=\"x".to_owned();
         let batch = Quarantined { batch: 7, records: 1, attempts: 5, failure };
-        let html = quarantine(&[batch], &viewer).into_string();
+        let html = quarantine(&[batch], "/v1", &viewer).into_string();
         assert!(!html.contains("<script>") && !html.contains("\" onload"), "{html}");
         assert!(html.contains("&lt;script&gt;"), "{html}");
         assert!(html.contains("data-post=\"/v1/batches/7/retry\""), "{html}");
