@@ -100,6 +100,11 @@ impl Shared {
         self.ring_names.first() == Some(&self.ring.name)
     }
 
+    /// Where the ring's API is.
+    fn api(&self) -> String {
+        if self.is_first() { "/v1".to_owned() } else { format!("/v1/rings/{}", self.ring.name) }
+    }
+
     /// Asks the database off the thread.
     async fn ask<T: Send + 'static>(
         &self,

@@ -167,11 +167,7 @@ pub(super) async fn take(shared: &Shared) -> Overview {
         version: shared.version,
         ring: shared.ring.name.clone(),
         base: if shared.is_first() { String::new() } else { place_of(&shared.ring.name, false) },
-        api: if shared.is_first() {
-            "/v1".to_owned()
-        } else {
-            format!("/v1/rings/{}", shared.ring.name)
-        },
+        api: shared.api(),
         rings: ring_links(shared),
         state: shared.node_state().await.state,
         database_answers: numbers.is_some() && lists.is_some(),

@@ -139,7 +139,7 @@ mod tests {
     #[test]
     fn a_reader_is_shown_no_button() {
         let reader = Viewer { name: String::new(), may_operate: false };
-        let html = quarantine(&[Quarantined::default()], &reader).into_string();
+        let html = quarantine(&[Quarantined::default()], "/v1", &reader).into_string();
         assert!(html.contains("<table") && !html.contains("<button"), "{html}");
     }
 
@@ -160,7 +160,7 @@ mod tests {
     #[test]
     fn every_table_says_that_it_is_empty() {
         let viewer = Viewer::default();
-        for table in [in_flight(&[]), nodes(&[]), quarantine(&[], &viewer), actions(&[])] {
+        for table in [in_flight(&[]), nodes(&[]), quarantine(&[], "/v1", &viewer), actions(&[])] {
             let html = table.into_string();
             assert!(html.contains("class=\"empty\"") && !html.contains("<table"), "{html}");
         }

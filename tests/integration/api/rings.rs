@@ -32,7 +32,10 @@ fn kids(served: &Served, path: &str) -> Vec<String> {
 
 /// Adds a record and waits for its signature; its id and its key.
 fn sign_one(served: &Served, base: &str, payload: &str) -> (i64, String) {
-    let added = served.post(&format!("{base}/records"), &json!({ "payload": payload })).expect(201);
+    let answer = served.post(&format!("{base}/records"), &json!({ "payload": payload }));
+    let added = answer.expect(201);
+    // The way to it, which is that of its ring.
+    served.get(answer.header("location").unwrap()).expect(200);
     let id = added["id"].as_i64().unwrap();
     let signed = served.get(&format!("{base}/records/{id}/signature?wait=30")).expect(200);
     (id, signed["kid"].as_str().unwrap().to_owned())
@@ -41,7 +44,7 @@ fn sign_one(served: &Served, base: &str, payload: &str) -> (i64, String) {
 fn each_ring_is_served_under_its_name_and_the_first_without_one(site: Site) {
     let served = Served::start(two_rings(site));
     let rings = served.get("/v1/rings").expect(200);
-    let shown: Vec<_> = rings["items"].as_array().unwrap().iter().map(|ring| {
+    let shown = rings["items"].as_array().unwrap().iter().map(|ring| {
         assert_eq!((&ring["paused"], &ring["provider"]), (&json!(false), &json!("software")));
         (ring["name"].as_str().unwrap().to_owned(), ring["batch_size"].as_u64().unwrap())
     });
