@@ -6,6 +6,7 @@
 mod database_url;
 mod error;
 mod load;
+mod rings;
 mod secret_source;
 mod value;
 
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 pub use self::database_url::{DatabaseUrl, DatabaseUrlError};
 pub use self::error::{ConfigError, Origin};
 pub use self::load::{DEFAULT_FILE, Key, Loaded, Overrides, process_environment};
+pub use self::rings::{RingBatchSizes, RingNames, is_ring_name};
 pub use self::secret_source::{NoSecretSource, SecretSource};
 pub use self::value::Auto;
 use crate::types::BatchSize;
@@ -81,12 +83,15 @@ impl Default for DatabaseConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SigningConfig {
-    /// The ring whose keys sign.
-    #[serde(deserialize_with = "value::text")]
-    pub ring: String,
+    /// The rings that are signed and served; commands on one ring are about it.
+    #[serde(deserialize_with = "rings::names")]
+    pub ring: RingNames,
     /// Records in a full batch, 1 to 1,000,000.
     #[serde(deserialize_with = "value::whole::<1, 1_000_000, _, _>")]
     pub batch_size: BatchSize,
+    /// Records in a full batch of rings that have a size of their own.
+    #[serde(deserialize_with = "rings::batch_sizes")]
+    pub ring_batch_sizes: RingBatchSizes,
     /// Signer threads, 1 to 1,024.
     #[serde(deserialize_with = "value::auto::<1, 1_024, _, _>")]
     pub signers: Auto<usize>,
@@ -110,11 +115,20 @@ pub struct SigningConfig {
     pub slice_bytes: u64,
 }
 
+impl SigningConfig {
+    /// Records in a full batch of that ring.
+    #[must_use]
+    pub fn batch_size_of(&self, ring: &str) -> BatchSize {
+        self.ring_batch_sizes.of(ring).unwrap_or(self.batch_size)
+    }
+}
+
 impl Default for SigningConfig {
     fn default() -> Self {
         SigningConfig {
-            ring: "default".to_owned(),
+            ring: RingNames::default(),
             batch_size: BatchSize(const { NonZeroU32::new(500).unwrap() }),
+            ring_batch_sizes: RingBatchSizes::default(),
             signers: Auto::Auto,
             loaders: Auto::Auto,
             writers: 1,

@@ -5,7 +5,6 @@
 use std::time::Duration;
 
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::registry::Registry;
 
 /// How long each step of a batch took, in seconds. Clones share what they measure.
 #[derive(Clone, Debug)]
@@ -47,9 +46,10 @@ impl Default for Timings {
 }
 
 impl Timings {
-    /// Adds the histograms to a registry, under their public names.
-    pub fn register(&self, registry: &mut Registry) {
-        let all = [
+    /// The histograms with their public names, without prefix and unit, and what they say.
+    #[must_use]
+    pub fn all(&self) -> [(&'static str, &'static str, &Histogram); 5] {
+        [
             ("key_wait", "How long work waited for a free key", &self.key_wait),
             ("check_out", "How long a checkout's transaction took", &self.check_out),
             ("sign", "How long loading and signing a batch took", &self.sign),
@@ -59,10 +59,7 @@ impl Timings {
                 "From the insertion of a batch's first record to the storage of its signature",
                 &self.end_to_end,
             ),
-        ];
-        for (name, help, histogram) in all {
-            registry.register(format!("chancery_{name}_seconds"), help, histogram.clone());
-        }
+        ]
     }
 }
 

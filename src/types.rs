@@ -263,6 +263,16 @@ words! {
 }
 
 words! {
+    /// Where the private keys of a ring are used.
+    Provider, "provider" {
+        /// In this program's memory, unsealed.
+        Software = "software",
+        /// In a token that is reached by PKCS#11, which they never leave.
+        Pkcs11 = "pkcs11",
+    }
+}
+
+words! {
     /// What a token's bearer may do over HTTP.
     Role, "role" {
         /// Look at everything but secrets, and pick signatures up.

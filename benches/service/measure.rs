@@ -132,6 +132,8 @@ fn signing_rate(site: &Site, watched: bool) -> f64 {
 fn signed(client: &mut crate::client::Client) -> u64 {
     let answer = client.get("/metrics").expect(200);
     let text = String::from_utf8(answer.body).unwrap();
-    let line = text.lines().find_map(|line| line.strip_prefix("chancery_records_signed_total "));
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("chancery_records_signed_total{ring=\"default\"} "));
     line.unwrap().parse().unwrap()
 }

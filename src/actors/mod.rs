@@ -9,6 +9,7 @@
 //! nothing but its own end can drop.
 
 mod batch_job;
+pub mod budget;
 pub mod db_writer;
 pub mod key_manager;
 pub mod key_set;
@@ -16,6 +17,7 @@ pub mod messages;
 pub mod new_keys;
 mod outage;
 pub mod record_loader;
+pub mod reports;
 pub mod rewrap;
 pub mod sealer;
 pub mod signer;

@@ -12,7 +12,8 @@ use std::time::Duration;
 use actix::prelude::*;
 use tokio::sync::{oneshot, watch};
 
-use super::batch_job::{self, PayloadPermits, Stations};
+use super::batch_job::{self, Stations};
+use super::budget::{Budget, Share};
 use super::db_writer::DbWriter;
 use super::key_manager::KeyManager;
 use super::messages::{
@@ -20,10 +21,11 @@ use super::messages::{
     Stop,
 };
 use super::record_loader::RecordLoader;
+use super::reports::Reports;
 use super::signer::Signer;
 use super::troubles::{Place, Reminder, Troubles};
 use crate::clock::Clock;
-use crate::db::{NodeReport, Remaining, Shortage, Store, StoreError};
+use crate::db::{Remaining, Shortage, Store, StoreError};
 use crate::failpoint::reach;
 use crate::metrics::{Timings, seconds};
 use crate::types::{NodeId, RingId};
@@ -36,14 +38,16 @@ const SHORTEST_IDLE: Duration = Duration::from_millis(10);
 pub struct SupervisorSettings {
     /// The ring.
     pub ring: RingId,
+    /// The ring's name, for the log.
+    pub ring_name: String,
     /// This start of this process, for the log.
     pub node: NodeId,
     /// Whether to end when everything is signed.
     pub until_done: bool,
-    /// How many batches may be in flight.
+    /// How many batches may be in flight while no other ring of the node has work.
     pub max_in_flight: u32,
-    /// How many bytes of payload may be in memory.
-    pub max_in_flight_bytes: u64,
+    /// What the rings of the node share.
+    pub budget: Budget,
     /// How many bytes of payload are loaded and signed at a time.
     pub slice_bytes: usize,
     /// The longest pause between two looks for work.
@@ -54,8 +58,8 @@ pub struct SupervisorSettings {
     pub watchdog: Duration,
     /// After how many failures of its own the store quarantines a batch, for the log.
     pub max_attempts: u32,
-    /// What the node says of itself; state, batches in flight and trouble are filled in.
-    pub report: NodeReport,
+    /// What the node says of itself; this ring's part is filled in.
+    pub reports: Reports,
 }
 
 /// The actors that a Supervisor works with.
@@ -115,6 +119,7 @@ pub struct Supervisor {
     lacks_key_since: Option<Duration>,
     wake_up: Option<SpawnHandle>,
     in_flight: u32,
+    share: Share,
     drains: Vec<oneshot::Sender<DrainReport>>,
     finished: Option<oneshot::Sender<Finished>>,
     /// Why nothing more is started; told when what is in flight has ended.
@@ -141,7 +146,7 @@ pub struct SupervisorSnapshot {
     pub state: State,
     /// Batches in flight.
     pub in_flight: u32,
-    /// Bytes of payload that they have in memory, or may have at any moment.
+    /// Bytes of payload that all rings of the node have in memory, or may have at any moment.
     pub payload_bytes: u64,
     /// Batches stored.
     pub stored_batches: u64,
@@ -167,14 +172,14 @@ impl Supervisor {
         team: Team,
     ) -> (Self, oneshot::Receiver<Finished>) {
         let (finished, receiver) = oneshot::channel();
-        let most_bytes = usize::try_from(settings.max_in_flight_bytes).unwrap_or(usize::MAX);
+        let most_bytes = usize::try_from(settings.budget.max_bytes()).unwrap_or(usize::MAX);
         let stations = Stations {
             key_manager: team.key_manager,
             loader: team.loader,
             signer: team.signer,
             writer: team.writer,
             clock,
-            payload_permits: Arc::new(PayloadPermits::new(settings.max_in_flight_bytes)),
+            payload_permits: Arc::clone(&settings.budget.payload_permits),
             slice_bytes: settings.slice_bytes.min(most_bytes),
             watchdog: settings.watchdog,
             max_attempts: settings.max_attempts,
@@ -183,6 +188,7 @@ impl Supervisor {
             node: settings.node.clone(),
             stored: team.stored,
         };
+        let share = settings.budget.share(settings.max_in_flight);
         let supervisor = Supervisor {
             settings,
             store,
@@ -199,6 +205,7 @@ impl Supervisor {
             lacks_key_since: None,
             wake_up: None,
             in_flight: 0,
+            share,
             drains: Vec::new(),
             finished: Some(finished),
             failure: None,
@@ -217,8 +224,10 @@ impl Supervisor {
             self.ask_again = true;
             return;
         }
-        let free = self.settings.max_in_flight - self.in_flight;
-        if free == 0 || (self.in_flight > 0 && free < self.settings.max_in_flight / 4) {
+        let most = self.share.most();
+        // Another ring may have got work, and with it a part of what this one has in flight.
+        let free = most.saturating_sub(self.in_flight);
+        if free == 0 || (self.in_flight > 0 && free < most / 4) {
             return;
         }
         self.asking = true;
@@ -278,6 +287,7 @@ impl Supervisor {
     }
 
     fn start(&mut self, granted: Granted, context: &mut Context<Self>) {
+        self.share.set_busy(!granted.checkouts.is_empty() || self.in_flight > 0);
         for checkout in granted.checkouts {
             let stations = self.stations.clone();
             if self.state == State::Draining && self.finished.is_none() {
@@ -325,7 +335,9 @@ impl Supervisor {
         self.stations.troubles.set(Place::CheckOut, error.to_string());
         if error.is_retryable() {
             if self.failing_checkouts.is_due() {
-                tracing::warn!(%error, "could not check out, trying again");
+                tracing::warn!(
+                    ring = self.settings.ring_name, %error, "could not check out, trying again"
+                );
             }
             self.rest(context);
         } else {
@@ -338,7 +350,7 @@ impl Supervisor {
     }
 
     fn fail(&mut self, error: StoreError) {
-        tracing::error!(%error, "cannot go on");
+        tracing::error!(ring = self.settings.ring_name, %error, "cannot go on");
         self.failure.get_or_insert(error);
         self.end_failure_if_idle();
     }
@@ -354,6 +366,7 @@ impl Supervisor {
 
     fn finish(&mut self, how: Finished) {
         if let Some(finished) = self.finished.take() {
+            self.share.set_busy(false);
             // Whoever waited may be gone.
             let _ = finished.send(how);
         }
@@ -432,6 +445,9 @@ impl Handler<BatchSigned> for Supervisor {
             }
             BatchEnd::Fenced => self.snapshot.fenced_batches += 1,
             BatchEnd::GivenUp { .. } => self.snapshot.given_up_batches += 1,
+        }
+        if self.state != State::Running && self.in_flight == 0 {
+            self.share.set_busy(false);
         }
         if self.state == State::Draining {
             self.end_drains_if_idle();

@@ -7,7 +7,7 @@ use anyhow::Context as _;
 
 use super::{Context, Outcome, audit, keys, output, run, seed, verify};
 use crate::app::{self, MissingDatabase, UsageError};
-use crate::config::DatabaseUrl;
+use crate::config::{DatabaseUrl, RingNames};
 use crate::seed::{PayloadSizes, SeedPayloads};
 use crate::types::BatchSize;
 
@@ -37,6 +37,9 @@ impl Demo {
         let path = folder.join("chancery.db");
         context.config.database.url = DatabaseUrl::Sqlite { path: path.clone() };
         context.config.keys.kek_file = None;
+        if !context.ring_flag {
+            context.config.signing.ring = RingNames::default();
+        }
         if let Some(batch_size) = self.batch_size {
             context.config.signing.batch_size = BatchSize(batch_size);
         }
@@ -57,19 +60,22 @@ impl Demo {
         seed::seed(store, &ring, self.records, SeedPayloads::new(random_seed()?, sizes))?;
         step("seed", &format!("{records} of 256 random bytes"), begin.elapsed())?;
 
-        let summary = run::sign(&context, &database, &ring)?;
-        let done = &summary.node.supervisor;
+        let summary = run::sign(&context, &database, std::slice::from_ref(&ring))?;
+        let unsigned = summary.without_active_key();
+        anyhow::ensure!(unsigned.is_empty(), "{}", unsigned.join("; "));
+        let of_ring = summary.rings.first().context("the node has signed no ring")?;
+        let done = &of_ring.node.supervisor;
         let batches = output::counted(done.stored_batches, "batch");
-        let used = output::counted(summary.keys_used, "key");
+        let used = output::counted(of_ring.keys_used, "key");
         let rate = output::rate(done.signed_records, summary.time);
         let signed = format!("{records} in {batches} with {used}: {rate}");
         step("sign", &signed, summary.time)?;
-        if summary.outcome != Outcome::Done {
-            return Ok(summary.outcome);
+        if summary.outcome() != Outcome::Done {
+            return Ok(summary.outcome());
         }
 
         let begin = Instant::now();
-        let verified = verify::verify_with_bar(store)?;
+        let verified = verify::verify_with_bar(store, None)?;
         let valid = format!(
             "{} of {} valid",
             output::count(verified.valid),

@@ -9,7 +9,7 @@ use super::{Context, Outcome, output};
 use crate::app::MissingDatabase;
 use crate::inspect::{ExportFormat, export};
 
-/// Write the signed records with their signatures, key ids and public keys
+/// Write the signed records, or with --ring those of a ring, with their signatures, key ids and public keys
 #[derive(clap::Args)]
 pub(super) struct Export {
     /// jsonl or csv; bytes are in base64
@@ -24,10 +24,12 @@ impl Export {
     pub(super) fn run(self, context: &Context) -> anyhow::Result<Outcome> {
         let database = context.connect(MissingDatabase::Refuse)?;
         let store = database.store.as_ref();
+        let rings = context.named_rings(&database)?;
+        let rings = rings.as_deref();
         let Some(path) = self.out else {
             // No bar: what is written to a terminal would run through it.
             let mut out = BufWriter::new(std::io::stdout().lock());
-            export(store, self.format, &mut out, &|_| {})?;
+            export(store, rings, self.format, &mut out, &|_| {})?;
             out.flush()?;
             return Ok(Outcome::Done);
         };
@@ -38,7 +40,7 @@ impl Export {
             tempfile::NamedTempFile::new_in(folder.unwrap_or(".".as_ref())).with_context(named)?;
         let bar = output::record_bar("exporting", store.signature_count()?);
         let mut out = BufWriter::new(file.as_file_mut());
-        let written = export(store, self.format, &mut out, &|done| bar.set_position(done));
+        let written = export(store, rings, self.format, &mut out, &|done| bar.set_position(done));
         bar.finish_and_clear();
         let written = written.with_context(named)?;
         out.flush().with_context(named)?;

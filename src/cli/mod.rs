@@ -11,6 +11,7 @@ mod keys;
 mod logging;
 mod migrate;
 mod output;
+mod rings;
 mod run;
 mod seed;
 mod serve;
@@ -26,10 +27,10 @@ use clap::{Args, Parser, Subcommand};
 
 use self::traces::Traces;
 use crate::app::{self, Connected, MissingDatabase, UsageError};
-use crate::config::{Config, ConfigError, Loaded, Overrides, process_environment};
+use crate::config::{Config, ConfigError, Loaded, Overrides, RingNames, process_environment};
 use crate::db::Ring;
 use crate::failpoint;
-use crate::types::NodeId;
+use crate::types::{NodeId, RingId};
 
 const AFTER_HELP: &str = "\
 Exit codes: 0 done; 1 failed; 2 usage or configuration; 3 finished with records in quarantine;
@@ -66,6 +67,9 @@ struct Globals {
     /// Form of the log on standard error: pretty or json [default: pretty]
     #[arg(long, global = true, value_name = "FORMAT")]
     log_format: Option<String>,
+    /// Ring; `run` and `serve` take several, by commas or repetition, or `*` for all [default: default]
+    #[arg(long = "ring", global = true, value_name = "NAME")]
+    rings: Vec<String>,
 }
 
 #[derive(Subcommand)]
@@ -77,6 +81,8 @@ enum Command {
     Completions(completions::Completions),
     #[command(subcommand)]
     Keys(keys::Keys),
+    #[command(subcommand)]
+    Rings(rings::Rings),
     Seed(seed::Seed),
     Import(import::Import),
     Run(run::Run),
@@ -101,6 +107,7 @@ impl Command {
         Overrides {
             database_url: globals.database_url.clone(),
             log_format: globals.log_format.clone(),
+            ring: (!globals.rings.is_empty()).then(|| globals.rings.join(",")),
             batch_size: signing.and_then(|flags| flags.batch_size.clone()),
             signers: signing.and_then(|flags| flags.signers.clone()),
         }
@@ -143,6 +150,8 @@ struct Context {
     config: Config,
     loaded: Loaded,
     node: NodeId,
+    /// Whether the command line names the ring.
+    ring_flag: bool,
 }
 
 impl Context {
@@ -150,8 +159,53 @@ impl Context {
         app::connect(&self.config, &self.node, missing)
     }
 
+    /// The ring of a command that is about one.
     fn ring(&self, database: &Connected) -> anyhow::Result<Ring> {
-        app::ask_database(&self.config, || database.store.ring(&self.config.signing.ring))
+        match &self.config.signing.ring {
+            RingNames::These(names) if names.len() == 1 => {
+                app::ask_database(&self.config, || database.store.ring(&names[0]))
+            }
+            several => Err(UsageError(format!(
+                "this is about one ring, and signing.ring is {several:?}: pick one with --ring NAME",
+                several = several.to_string()
+            ))
+            .into()),
+        }
+    }
+
+    /// The rings of a command that takes several.
+    fn rings(&self, database: &Connected) -> anyhow::Result<Vec<Ring>> {
+        let store = &database.store;
+        match &self.config.signing.ring {
+            RingNames::All => app::ask_database(&self.config, || store.rings()),
+            RingNames::These(names) => app::ask_database(&self.config, || {
+                names.iter().map(|name| store.ring(name)).collect()
+            }),
+        }
+    }
+
+    /// The rings that the command line names: for commands that are about all unless it does.
+    fn named_rings(&self, database: &Connected) -> anyhow::Result<Option<Vec<RingId>>> {
+        if !self.ring_flag {
+            return Ok(None);
+        }
+        Ok(Some(self.rings(database)?.into_iter().map(|ring| ring.id).collect()))
+    }
+
+    /// The rings of a command that signs: each batch size must be of one of them.
+    fn signed_rings(&self, database: &Connected) -> anyhow::Result<Vec<Ring>> {
+        let rings = self.rings(database)?;
+        let is_signed = |name: &str| rings.iter().any(|ring| ring.name == name);
+        if let Some(name) =
+            self.config.signing.ring_batch_sizes.rings().find(|name| !is_signed(name))
+        {
+            return Err(UsageError(format!(
+                "signing.ring_batch_sizes: ring {name} is none of those that are signed ({})",
+                rings.iter().map(|ring| ring.name.as_str()).collect::<Vec<_>>().join(", ")
+            ))
+            .into());
+        }
+        Ok(rings)
     }
 }
 
@@ -186,7 +240,8 @@ fn dispatch(cli: Cli, traces: &mut Option<Traces>) -> anyhow::Result<Outcome> {
     let node = app::node_id(&config)?;
     *traces = logging::start(&config, &node)?;
     failpoint::check().map_err(UsageError)?;
-    let context = Context { config, loaded, node };
+    let ring_flag = !cli.globals.rings.is_empty();
+    let context = Context { config, loaded, node, ring_flag };
     match cli.command {
         Command::Demo(demo) => demo.run(context),
         Command::Migrate(migrate) => migrate.run(&context),
@@ -194,6 +249,7 @@ fn dispatch(cli: Cli, traces: &mut Option<Traces>) -> anyhow::Result<Outcome> {
         Command::Config(show) => show.run(&context),
         Command::Completions(_) => Ok(Outcome::Done),
         Command::Keys(keys) => keys.run(&context),
+        Command::Rings(rings) => rings.run(&context),
         Command::Seed(seed) => seed.run(&context),
         Command::Import(import) => import.run(&context),
         Command::Run(run) => run.run(&context),

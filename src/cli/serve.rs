@@ -30,9 +30,9 @@ impl Serve {
     pub(super) fn run(self, context: &Context) -> anyhow::Result<Outcome> {
         http::check(&context.config.http).map_err(|error| UsageError(error.to_string()))?;
         let database = context.connect(MissingDatabase::Create)?;
-        let ring = context.ring(&database)?;
-        let parts = if self.no_signing { None } else { Some(parts(context, &database, &ring)?) };
-        actix::System::new().block_on(serve(context, database, ring, parts))
+        let rings = context.signed_rings(&database)?;
+        let parts = if self.no_signing { None } else { Some(parts(context, &database, &rings)?) };
+        actix::System::new().block_on(serve(context, database, rings, parts))
     }
 }
 
@@ -40,21 +40,20 @@ impl Serve {
 fn parts(
     context: &Context,
     database: &Connected,
-    ring: &Ring,
+    rings: &[Ring],
 ) -> anyhow::Result<(NodeParts, Arc<Keks>)> {
     let (keks, made) = app::load_or_make_keks(&context.config, database.store.as_ref())?;
     if let Some(path) = made {
         tracing::warn!(path = %path.display(), "made a key-encryption key; keep a copy of it");
     }
     let keks = Arc::new(keks);
-    let keys = app::unseal_keys(&context.config, &database.store, ring, Arc::clone(&keks))?;
+    let rings = app::ring_parts(&context.config, &database.store, rings, &keks)?;
     let lock = app::wait_for_signing_lock(database.store.as_ref(), &context.node)?;
     let parts = NodeParts {
         store: Arc::clone(&database.store),
         config: context.config.clone(),
         node: context.node.clone(),
-        ring: ring.clone(),
-        keys,
+        rings,
         lock,
         mode: Mode::Forever,
     };
@@ -64,7 +63,7 @@ fn parts(
 async fn serve(
     context: &Context,
     database: Connected,
-    ring: Ring,
+    rings: Vec<Ring>,
     parts: Option<(NodeParts, Arc<Keks>)>,
 ) -> anyhow::Result<Outcome> {
     let config = &context.config;
@@ -72,23 +71,27 @@ async fn serve(
     let bind = config.http.bind;
     let listener =
         TcpListener::bind(bind).with_context(|| format!("cannot listen on {bind} (http.bind)"))?;
-    tracing::info!(
-        node = %context.node, ring = ring.name, database = database.name, %bind,
-        keys = parts.as_ref().map(|(parts, _)| parts.keys.len()),
-        batch_size = config.signing.batch_size.records(),
-        "serving"
-    );
-    let mut signing = None;
+    for (n, ring) in rings.iter().enumerate() {
+        tracing::info!(
+            node = %context.node, ring = ring.name, database = database.name, %bind,
+            keys = parts.as_ref().map(|(parts, _)| parts.rings[n].keys.len()),
+            batch_size = config.signing.batch_size_of(&ring.name).records(),
+            "serving"
+        );
+    }
+    let mut served: Vec<(Ring, Option<Signing>)> =
+        rings.into_iter().map(|ring| (ring, None)).collect();
     let node = match parts {
         None => None,
         Some((parts, keks)) => {
             let node = Node::start(parts)?;
-            signing = Some(node.signing(keks));
+            let signing = node.signing(&keks).into_iter();
+            served = signing.map(|(ring, signing)| (ring, Some(signing))).collect();
             Some(node)
         }
     };
-    let server = http::serve(service(context, &database, ring, listener, signing))
-        .context("cannot serve HTTP")?;
+    let server =
+        http::serve(service(context, &database, served, listener)).context("cannot serve HTTP")?;
     match node {
         None => {
             let signal = signals.next().await;
@@ -104,19 +107,17 @@ async fn serve(
 fn service(
     context: &Context,
     database: &Connected,
-    ring: Ring,
+    rings: Vec<(Ring, Option<Signing>)>,
     listener: TcpListener,
-    signing: Option<Signing>,
 ) -> Service {
     Service {
         listener,
         config: context.config.http.clone(),
         store: Arc::clone(&database.store),
-        ring,
+        rings,
         node: context.node.clone(),
         node_name: context.config.node.name_or_default(),
         lease: context.config.lease.duration(),
-        signing,
     }
 }
 
@@ -128,26 +129,33 @@ async fn sign_until_the_end(
     mut signals: Signals,
 ) -> anyhow::Result<Outcome> {
     let lease = context.config.lease.duration();
-    let finished = tokio::select! {
-        finished = node.finished() => finished,
+    let ends = tokio::select! {
+        ends = node.finished() => ends,
         signal = signals.next() => {
             tracing::info!(signal, "finishing what is in flight; once more to end at once");
             run::drain(&mut node, &mut signals, lease).await
         }
     };
     server.stop().await;
-    let done = node.observe().await.supervisor;
+    let done = node.observe().await;
     node.stop().await;
-    tracing::info!(records = done.signed_records, batches = done.stored_batches, "stopped");
-    match finished {
-        Finished::Failed(error) => {
-            let name = database.name;
-            Err(anyhow::Error::from(error).context(format!("cannot go on with {name}")))
+    let records: u64 = done.iter().map(|ring| ring.supervisor.signed_records).sum();
+    let batches: u64 = done.iter().map(|ring| ring.supervisor.stored_batches).sum();
+    tracing::info!(records, batches, "stopped");
+    let mut left_in_flight = 0;
+    for end in ends {
+        match end.finished {
+            Finished::Failed(error) => {
+                let name = database.name;
+                return Err(anyhow::Error::from(error).context(format!("cannot go on with {name}")));
+            }
+            Finished::Drained(report) => left_in_flight += report.left_in_flight,
+            Finished::Done(_) | Finished::NoActiveKey(_) => {}
         }
-        Finished::Drained(report) if report.left_in_flight > 0 => {
-            let batches = output::counted(report.left_in_flight, "batch");
-            Err(anyhow::anyhow!("{batches} left unfinished; their leases bring the keys back"))
-        }
-        _ => Ok(Outcome::Done),
     }
+    if left_in_flight > 0 {
+        let batches = output::counted(left_in_flight, "batch");
+        anyhow::bail!("{batches} left unfinished; their leases bring the keys back");
+    }
+    Ok(Outcome::Done)
 }

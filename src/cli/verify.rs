@@ -4,8 +4,9 @@ use super::{Context, Outcome, output};
 use crate::app::MissingDatabase;
 use crate::db::Store;
 use crate::inspect::{VerifyReport, verify};
+use crate::types::RingId;
 
-/// Check every stored signature against its record and its public key
+/// Check every stored signature, or with --ring those of a ring, against its record and public key
 #[derive(clap::Args)]
 pub(super) struct Verify {
     /// As one JSON document
@@ -16,7 +17,8 @@ pub(super) struct Verify {
 impl Verify {
     pub(super) fn run(self, context: &Context) -> anyhow::Result<Outcome> {
         let database = context.connect(MissingDatabase::Refuse)?;
-        let report = verify_with_bar(database.store.as_ref())?;
+        let rings = context.named_rings(&database)?;
+        let report = verify_with_bar(database.store.as_ref(), rings.as_deref())?;
         if self.json {
             output::print_json(&report)?;
         } else {
@@ -27,10 +29,13 @@ impl Verify {
 }
 
 /// Verifies on every core, with a progress bar.
-pub(super) fn verify_with_bar(store: &dyn Store) -> anyhow::Result<VerifyReport> {
+pub(super) fn verify_with_bar(
+    store: &dyn Store,
+    rings: Option<&[RingId]>,
+) -> anyhow::Result<VerifyReport> {
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let bar = output::record_bar("verifying", store.signature_count()?);
-    let report = verify(store, threads, &|checked| bar.set_position(checked));
+    let report = verify(store, rings, threads, &|checked| bar.set_position(checked));
     bar.finish_and_clear();
     Ok(report?)
 }

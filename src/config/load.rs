@@ -94,6 +94,8 @@ pub struct Overrides {
     pub database_url: Option<String>,
     /// `--log-format`
     pub log_format: Option<String>,
+    /// `--ring`
+    pub ring: Option<String>,
     /// `--batch-size`
     pub batch_size: Option<String>,
     /// `--signers`
@@ -101,10 +103,11 @@ pub struct Overrides {
 }
 
 impl Overrides {
-    fn entries(&self) -> [(&'static str, Key, Option<&str>); 4] {
+    fn entries(&self) -> [(&'static str, Key, Option<&str>); 5] {
         [
             ("--database-url", Key::new("database", "url"), self.database_url.as_deref()),
             ("--log-format", Key::new("log", "format"), self.log_format.as_deref()),
+            ("--ring", Key::new("signing", "ring"), self.ring.as_deref()),
             ("--batch-size", Key::new("signing", "batch_size"), self.batch_size.as_deref()),
             ("--signers", Key::new("signing", "signers"), self.signers.as_deref()),
         ]
@@ -149,13 +152,14 @@ impl fmt::Display for Key {
 }
 
 /// Every key, in the order of the documentation; those of a section stand together.
-pub(super) const KEYS: [Key; 36] = [
+pub(super) const KEYS: [Key; 37] = [
     Key::new("database", "url"),
     Key::new("database", "wait_s"),
     Key::new("database", "pool_size"),
     Key::new("database", "runtime_role"),
     Key::new("signing", "ring"),
     Key::new("signing", "batch_size"),
+    Key::new("signing", "ring_batch_sizes"),
     Key::new("signing", "signers"),
     Key::new("signing", "loaders"),
     Key::new("signing", "writers"),

@@ -281,7 +281,7 @@ pub(super) fn log_filter<'de, D: Deserializer<'de>>(from: D) -> Result<String, D
 }
 
 /// Reads a string by `read`, whose `None` means that it is not what was `expected`.
-fn checked<'de, D: Deserializer<'de>, T>(
+pub(super) fn checked<'de, D: Deserializer<'de>, T>(
     from: D,
     expected: &'static str,
     read: impl Fn(&str) -> Option<T>,
@@ -306,7 +306,7 @@ impl<R: Fn(&str) -> Option<T>, T> Visitor<'_> for Checked<R> {
     }
 }
 
-fn is_plain(text: &str) -> bool {
+pub(super) fn is_plain(text: &str) -> bool {
     !text.trim().is_empty() && !text.contains(char::is_control)
 }
 

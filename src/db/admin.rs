@@ -9,9 +9,9 @@ use diesel::sql_types::{BigInt, Binary, Nullable, Text};
 use sha2::{Digest, Sha256};
 
 use super::models::{NumberRow, TextRow};
-use super::shared::{Bind, Session, TxResult};
+use super::shared::{Bind, Session, TxResult, ring_by_name};
 use super::{AdminAction, AdminEntry, NewToken, Ring, StoreError, Token};
-use crate::types::{BatchId, RingId, Role, Timestamp, TokenId};
+use crate::types::{BatchId, Provider, RingId, Role, Timestamp, TokenId};
 
 impl AdminEntry {
     /// The hash before the first entry.
@@ -180,6 +180,26 @@ pub(super) fn touch_tokens<S: Session>(s: &mut S, tokens: &[TokenId]) -> TxResul
         s.run(&statement, &[Bind::Int(token.0)])?;
     }
     Ok(())
+}
+
+// Rings
+
+/// Makes a ring without keys or records.
+pub(super) fn create_ring<S: Session>(
+    s: &mut S,
+    name: &str,
+    provider: Provider,
+    actor: &str,
+) -> TxResult<Ring> {
+    let statement = "INSERT INTO rings (name, provider) VALUES ($1, $2)
+                     ON CONFLICT (name) DO NOTHING";
+    if s.run(statement, &[Bind::Text(name), Bind::Text(provider.as_str())])? == 0 {
+        return Err(StoreError::RingExists { name: name.to_owned() }.into());
+    }
+    let target = format!("ring {name}");
+    let detail = serde_json::json!({ "provider": provider });
+    log(s, &AdminAction { actor, action: "ring.created", target, detail })?;
+    ring_by_name(s, name)
 }
 
 // Orders

@@ -73,6 +73,15 @@ macro_rules! shared_methods {
             self.read(|c| shared::ring_by_name(c, name))
         }
 
+        fn create_ring(
+            &self,
+            name: &str,
+            provider: Provider,
+            actor: &str,
+        ) -> Result<Ring, StoreError> {
+            self.run_tx("admin", |c| admin::create_ring(c, name, provider, actor))
+        }
+
         fn rings(&self) -> Result<Vec<Ring>, StoreError> {
             self.read(shared::rings)
         }

@@ -61,6 +61,12 @@ pub enum StoreError {
         /// Its name.
         name: String,
     },
+    /// A ring of that name is there already.
+    #[error("there is a ring {name:?} already")]
+    RingExists {
+        /// Its name.
+        name: String,
+    },
     /// A key's status does not allow the change.
     #[error("key {kid} is {status} and cannot be {event}")]
     IllegalChange {

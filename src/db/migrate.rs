@@ -153,7 +153,7 @@ fn grants(role: &str) -> String {
         "GRANT USAGE ON SCHEMA public TO {role};
          GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role};
          GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {role};
-         GRANT INSERT ON keks, data_keys, keys, records, batches, key_uses, key_events, signatures TO {role};
+         GRANT INSERT ON rings, keks, data_keys, keys, records, batches, key_uses, key_events, signatures TO {role};
          GRANT UPDATE ON rings, keys, records, batches, key_uses TO {role};
          GRANT DELETE ON keks, data_keys TO {role};
          GRANT INSERT, UPDATE, DELETE ON nodes TO {role};

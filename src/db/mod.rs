@@ -33,7 +33,7 @@ use crate::config::DatabaseUrl;
 use crate::ledger;
 use crate::types::{
     BatchId, BatchRange, BatchState, DataKeyId, Fence, KeyEvent, KeyId, KeyStatus, Kid, NodeId,
-    Outcome, Position, Record, RecordId, RingId, Tick, TokenId,
+    Outcome, Position, Provider, Record, RecordId, RingId, Tick, TokenId,
 };
 
 pub use error::{MakeKeyError, Refusal, StoreError};
@@ -195,6 +195,12 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// [`StoreError::NotFound`].
     fn ring(&self, name: &str) -> Result<Ring, StoreError>;
+
+    /// Makes a ring without keys or records, with its entry in the administrators' log.
+    ///
+    /// # Errors
+    /// [`StoreError::RingExists`].
+    fn create_ring(&self, name: &str, provider: Provider, actor: &str) -> Result<Ring, StoreError>;
 
     /// Every ring, in order of id.
     fn rings(&self) -> Result<Vec<Ring>, StoreError>;

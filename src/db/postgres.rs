@@ -38,7 +38,7 @@ use crate::failpoint;
 use crate::ledger::Event;
 use crate::types::{
     BatchId, BatchRange, BatchState, DataKeyId, Fence, KeyId, KeyStatus, Kid, NodeId, Outcome,
-    Position, Record, RecordId, RingId, Tick, TokenId,
+    Position, Provider, Record, RecordId, RingId, Tick, TokenId,
 };
 
 /// How often a transaction that gave way to another is tried before the caller hears of it.

@@ -222,14 +222,15 @@ session!(
 pub(super) fn ring_by_name<S: Session>(s: &mut S, name: &str) -> TxResult<Ring> {
     let query = format!("SELECT {} FROM rings WHERE name = $1", RingRow::COLUMNS);
     match s.rows::<RingRow>(&query, &[Bind::Text(name)])?.pop() {
-        Some(row) => Ok(row.into()),
+        Some(row) => Ok(row.try_into()?),
         None => Err(StoreError::NotFound { what: "ring", name: name.to_owned() }.into()),
     }
 }
 
 pub(super) fn rings<S: Session>(s: &mut S) -> TxResult<Vec<Ring>> {
     let query = format!("SELECT {} FROM rings ORDER BY id", RingRow::COLUMNS);
-    Ok(s.rows::<RingRow>(&query, &[])?.into_iter().map(Ring::from).collect())
+    let rows = s.rows::<RingRow>(&query, &[])?.into_iter();
+    Ok(rows.map(Ring::try_from).collect::<Result<_, _>>()?)
 }
 
 /// The free keys of a ring, least recently used first.
@@ -367,7 +368,7 @@ pub(super) fn remaining<S: Session>(s: &mut S, ring: RingId) -> TxResult<Remaini
         ..Remaining::default()
     };
     let query = format!("SELECT {} FROM rings WHERE id = $1", RingRow::COLUMNS);
-    let cursor = Ring::from(s.row::<RingRow>(&query, &[Bind::Int(ring.0)])?).cursor;
+    let cursor = Ring::try_from(s.row::<RingRow>(&query, &[Bind::Int(ring.0)])?)?.cursor;
     let page_end = "SELECT inserted_xid, id FROM records
                     WHERE ring_id = $1 AND (inserted_xid, id) > ($2, $3)
                     ORDER BY inserted_xid, id LIMIT 1 OFFSET $4";
@@ -488,7 +489,7 @@ pub(super) fn batch_keys<S: Session>(s: &mut S, batches: &[BatchId]) -> TxResult
     // The ids are numbers of ours, and a list in the text works on both databases.
     let ids = batches.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let query = format!(
-        "SELECT u.batch_id, u.key_id, k.kid, k.public_key, k.algorithm, {} AS stored_at
+        "SELECT u.batch_id, b.ring_id, u.key_id, k.kid, k.public_key, k.algorithm, {} AS stored_at
          FROM key_uses u JOIN keys k ON k.id = u.key_id JOIN batches b ON b.id = u.batch_id
          WHERE u.outcome = 'stored' AND u.batch_id IN ({ids})",
         S::micros("b.stored_at")

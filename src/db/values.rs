@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::signing::Signature;
 use crate::types::{
     BatchId, BatchRange, BatchSize, BatchState, BlockerKind, Fence, KeyId, Kid, NodeId, NodeState,
-    Outcome, Position, RecordId, RingId, Tick, Timestamp,
+    Outcome, Position, Provider, RecordId, RingId, Tick, Timestamp,
 };
 
 /// A request for batches.
@@ -213,6 +213,8 @@ pub struct Ring {
     pub cursor: Position,
     /// Whether an administrator has paused it: no node checks anything out.
     pub paused: bool,
+    /// Where its private keys are used.
+    pub provider: Provider,
 }
 
 /// A record to be inserted.
@@ -290,6 +292,8 @@ pub struct SignedRecord {
 pub struct BatchKey {
     /// The batch.
     pub batch: BatchId,
+    /// The batch's ring.
+    pub ring: RingId,
     /// The key.
     pub key: KeyId,
     /// The key's thumbprint.

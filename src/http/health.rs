@@ -6,10 +6,11 @@ use std::time::Duration;
 use actix_web::http::header::{Accept, CACHE_CONTROL, Header, Quality};
 use actix_web::web::Data;
 use actix_web::{HttpRequest, HttpResponse};
+use futures::future::join_all;
 use serde::Serialize;
 
-use super::Shared;
 use super::cached::Cached;
+use super::{Rings, Shared};
 use crate::db::{Backlog, StoreError};
 
 /// Records that wait are counted up to so many.
@@ -41,8 +42,17 @@ struct Readiness {
 #[derive(Serialize)]
 struct Part {
     part: &'static str,
+    /// The ring that it is about, where the node serves several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ring: Option<String>,
     ready: bool,
     detail: String,
+}
+
+impl Part {
+    fn new(part: &'static str, ready: bool, detail: impl Into<String>) -> Part {
+        Part { part, ring: None, ready, detail: detail.into() }
+    }
 }
 
 /// The process runs.
@@ -51,14 +61,33 @@ pub(super) async fn live() -> HttpResponse {
 }
 
 /// Each part that the node's work takes, and whether all are ready.
-pub(super) async fn ready(
-    request: HttpRequest,
-    shared: Data<Shared>,
-    health: Data<Health>,
-) -> HttpResponse {
+pub(super) async fn ready(request: HttpRequest, rings: Data<Rings>) -> HttpResponse {
+    let looks = join_all(rings.0.iter().map(|shared| look(shared))).await;
+    let mut parts = of_database(looks.iter().find_map(|look| look.as_deref()));
+    for (shared, look) in rings.0.iter().zip(&looks) {
+        let mut of_ring = of_ring(look.as_deref());
+        of_ring.extend(signing(shared, look.as_deref()).await);
+        for part in &mut of_ring {
+            part.ring = (rings.0.len() > 1).then(|| shared.ring.name.clone());
+        }
+        parts.extend(of_ring);
+    }
+    let readiness = Readiness { ready: parts.iter().all(|part| part.ready), parts };
+    let mut answer =
+        if readiness.ready { HttpResponse::Ok() } else { HttpResponse::ServiceUnavailable() };
+    answer.insert_header((CACHE_CONTROL, "no-store"));
+    if wants_json(&request) {
+        answer.json(readiness)
+    } else {
+        answer.content_type("text/plain").body(in_words(&readiness))
+    }
+}
+
+/// What the database says of a ring; `None` if it does not answer.
+async fn look(shared: &Shared) -> Option<Arc<Database>> {
     let store = Arc::clone(&shared.store);
     let ring = shared.ring.id;
-    let database = health.0.ask(move || {
+    let database = shared.health.0.ask(move || {
         let schema_fits = match store.check_schema() {
             Ok(()) => true,
             Err(StoreError::Schema(_)) => false,
@@ -71,35 +100,29 @@ pub(super) async fn ready(
             ring_paused: store.orders(ring)?.ring_paused,
         })
     });
-    let database = database.await;
-    let mut parts = of_database(database.as_deref());
-    let ring_paused = database.as_deref().is_some_and(|database| database.ring_paused);
-    parts.extend(signing(&shared, ring_paused).await);
-    let readiness = Readiness { ready: parts.iter().all(|part| part.ready), parts };
-    let mut answer =
-        if readiness.ready { HttpResponse::Ok() } else { HttpResponse::ServiceUnavailable() };
-    answer.insert_header((CACHE_CONTROL, "no-store"));
-    if wants_json(&request) {
-        answer.json(readiness)
-    } else {
-        answer.content_type("text/plain").body(in_words(&readiness))
-    }
+    database.await
 }
 
 fn of_database(database: Option<&Database>) -> Vec<Part> {
-    let part = |part, ready, detail: String| Part { part, ready, detail };
-    let Some(Database { schema_fits, active_keys, backlog, .. }) = database else {
-        let unknown = |name| part(name, false, "unknown without the database".to_owned());
+    let Some(Database { schema_fits, .. }) = database else {
         return vec![
-            part("database", false, "it does not answer; the log says why".to_owned()),
-            unknown("migrations"),
-            unknown("keys"),
+            Part::new("database", false, "it does not answer; the log says why"),
+            Part::new("migrations", false, UNKNOWN),
         ];
     };
     let schema = if *schema_fits {
         "up to date"
     } else {
         "the schema is not the one that this program knows"
+    };
+    vec![Part::new("database", true, "it answers"), Part::new("migrations", *schema_fits, schema)]
+}
+
+const UNKNOWN: &str = "unknown without the database";
+
+fn of_ring(database: Option<&Database>) -> Vec<Part> {
+    let Some(Database { active_keys, backlog, .. }) = database else {
+        return vec![Part::new("keys", false, UNKNOWN)];
     };
     let keys = match active_keys {
         0 => "the ring has no active key".to_owned(),
@@ -113,17 +136,13 @@ fn of_database(database: Option<&Database>) -> Vec<Part> {
             format!("{waiting} records wait, the oldest for {:.1} s", oldest.as_secs_f64())
         }
     };
-    vec![
-        part("database", true, "it answers".to_owned()),
-        part("migrations", *schema_fits, schema.to_owned()),
-        part("keys", *active_keys > 0, keys),
-        part("lag", true, lag),
-    ]
+    vec![Part::new("keys", *active_keys > 0, keys), Part::new("lag", true, lag)]
 }
 
 /// The KEK and the signers; nothing for a node that signs nothing.
-async fn signing(shared: &Shared, ring_paused: bool) -> Vec<Part> {
+async fn signing(shared: &Shared, database: Option<&Database>) -> Vec<Part> {
     let Some(signing) = &shared.signing else { return Vec::new() };
+    let ring_paused = database.is_some_and(|database| database.ring_paused);
     let kek = format!("{} seals", signing.keks.first().id());
     let troubles = signing.troubles.places();
     let (ready, detail) = match shared.node_state().await.state {
@@ -134,7 +153,7 @@ async fn signing(shared: &Shared, ring_paused: bool) -> Vec<Part> {
         "running" => (false, format!("in trouble: {}", troubles.join(", "))),
         state => (false, state.to_owned()),
     };
-    vec![Part { part: "kek", ready: true, detail: kek }, Part { part: "signing", ready, detail }]
+    vec![Part::new("kek", true, kek), Part::new("signing", ready, detail)]
 }
 
 fn in_words(readiness: &Readiness) -> String {
@@ -142,7 +161,12 @@ fn in_words(readiness: &Readiness) -> String {
         return "ready\n".to_owned();
     }
     let missing = readiness.parts.iter().filter(|part| !part.ready);
-    missing.map(|part| format!("not ready: {}: {}\n", part.part, part.detail)).collect()
+    let of = |ring: &Option<String>| ring.as_ref().map(|ring| format!("ring {ring}: "));
+    let in_words = |part: &Part| {
+        let ring = of(&part.ring).unwrap_or_default();
+        format!("not ready: {ring}{}: {}\n", part.part, part.detail)
+    };
+    missing.map(in_words).collect()
 }
 
 /// Whether the client prefers JSON (RFC 9110, section 12.5.1).

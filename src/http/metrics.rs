@@ -5,7 +5,6 @@
 
 mod page;
 
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use actix_web::http::Method;
@@ -27,11 +26,16 @@ const ANSWER_BUCKETS: [f64; 12] =
 #[derive(Clone, Debug)]
 pub(super) struct Counters {
     pub(super) authentication_failures: Counter,
-    pub(super) records_accepted: Counter,
-    pub(super) intake_duplicates: Counter,
-    pub(super) intake_conflicts: Counter,
     requests: Family<Request, Counter>,
     answers: Family<Path, Histogram>,
+}
+
+/// What it counts of the records that are sent to one ring.
+#[derive(Clone, Debug, Default)]
+pub(super) struct IntakeCounters {
+    pub(super) accepted: Counter,
+    pub(super) duplicates: Counter,
+    pub(super) conflicts: Counter,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -50,9 +54,6 @@ impl Default for Counters {
     fn default() -> Self {
         Counters {
             authentication_failures: Counter::default(),
-            records_accepted: Counter::default(),
-            intake_duplicates: Counter::default(),
-            intake_conflicts: Counter::default(),
             requests: Family::default(),
             answers: Family::new_with_constructor(|| Histogram::new(ANSWER_BUCKETS)),
         }
@@ -76,27 +77,11 @@ impl Counters {
     }
 
     fn register(&self, registry: &mut Registry) {
-        let counters: [(&str, &str, &Counter<u64, AtomicU64>); 4] = [
-            ("records_accepted", "Records taken in over HTTP", &self.records_accepted),
-            (
-                "intake_duplicates",
-                "Records sent again over HTTP, with the same payload",
-                &self.intake_duplicates,
-            ),
-            (
-                "intake_conflicts",
-                "Records refused over HTTP: their external id has another payload",
-                &self.intake_conflicts,
-            ),
-            (
-                "authentication_failures",
-                "Requests with a token that opens nothing",
-                &self.authentication_failures,
-            ),
-        ];
-        for (name, help, counter) in counters {
-            registry.register(format!("chancery_{name}"), help, counter.clone());
-        }
+        registry.register(
+            "chancery_authentication_failures",
+            "Requests with a token that opens nothing",
+            self.authentication_failures.clone(),
+        );
         registry.register("chancery_http_requests", "Requests answered", self.requests.clone());
         registry.register(
             "chancery_http_request_seconds",

@@ -45,14 +45,14 @@ use self::cached::Cached;
 use self::dashboard::Board;
 use self::intake::Intake;
 use self::limits::Limits;
-use self::metrics::{Counters, DatabaseNumbers, Numbers};
+use self::metrics::{Counters, DatabaseNumbers, IntakeCounters, Numbers};
 use self::problem::Problem;
 use self::service::NodeState;
 use self::tallies::Tallies;
 use self::waiters::Waiters;
 use crate::actors::messages::Nudge;
 use crate::actors::off_thread;
-use crate::config::HttpConfig;
+use crate::config::{HttpConfig, is_ring_name};
 use crate::db::{Added, Ring, Store, StoreError};
 use crate::types::NodeId;
 
@@ -65,30 +65,46 @@ const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// How long requests that are under way may take when the server stops, in seconds.
 const LAST_REQUESTS_S: u64 = 10;
 
-/// What all requests share.
+/// What each ring has of [`Shared`]; the first is the one that paths without a ring are about.
+struct Rings(Vec<Data<Shared>>);
+
+/// What all requests about one ring share.
 struct Shared {
     config: HttpConfig,
     store: Arc<dyn Store>,
     ring: Ring,
+    /// The names of all rings that the node serves.
+    ring_names: Arc<[String]>,
     node: NodeId,
     node_name: String,
     version: &'static str,
     lease: Duration,
     signing: Option<Signing>,
-    tokens: Tokens,
-    limits: Limits,
+    tokens: Arc<Tokens>,
+    limits: Arc<Limits>,
     counters: Counters,
+    intake_counters: IntakeCounters,
     intake: Intake,
     waiters: Waiters,
-    audits: api::Audits,
+    audits: Arc<api::Audits>,
+    health: health::Health,
     numbers: Numbers,
     tallies: Arc<Tallies>,
     board: Board,
     /// Turns true when the server stops: who waits or looks is sent away.
-    stopping: watch::Sender<bool>,
+    stopping: Arc<watch::Sender<bool>>,
 }
 
 impl Shared {
+    fn is_first(&self) -> bool {
+        self.ring_names.first() == Some(&self.ring.name)
+    }
+
+    /// Where the ring's API is.
+    fn api(&self) -> String {
+        if self.is_first() { "/v1".to_owned() } else { format!("/v1/rings/{}", self.ring.name) }
+    }
+
     /// Asks the database off the thread.
     async fn ask<T: Send + 'static>(
         &self,
@@ -127,9 +143,9 @@ impl Shared {
     fn count_added(&self, added: &[Added]) {
         for added in added {
             match added {
-                Added::New(_) => self.counters.records_accepted.inc(),
-                Added::Unchanged(_) => self.counters.intake_duplicates.inc(),
-                Added::Conflict(_) => self.counters.intake_conflicts.inc(),
+                Added::New(_) => self.intake_counters.accepted.inc(),
+                Added::Unchanged(_) => self.intake_counters.duplicates.inc(),
+                Added::Conflict(_) => self.intake_counters.conflicts.inc(),
             };
         }
     }
@@ -169,13 +185,13 @@ pub enum CheckError {
 /// A server that runs.
 pub struct Server {
     handle: ServerHandle,
-    shared: Data<Shared>,
+    stopping: Arc<watch::Sender<bool>>,
 }
 
 impl Server {
     /// Takes no more connections, and lets requests that are under way come to their end.
     pub async fn stop(self) {
-        self.shared.stopping.send_replace(true);
+        self.stopping.send_replace(true);
         self.handle.stop(true).await;
     }
 }
@@ -186,40 +202,59 @@ impl Server {
 /// If the listener cannot be used.
 pub fn serve(service: Service) -> std::io::Result<Server> {
     let tls = tls::load(&service.config).map_err(std::io::Error::other)?;
-    let Service { listener, config, store, ring, node, node_name, lease, signing } = service;
-    let supervisor = signing.as_ref().map(|signing| signing.supervisor.clone());
-    let stored = signing.as_ref().map(|signing| signing.stored.clone());
-    let shared = Data::new(Shared {
-        tokens: Tokens::new(Arc::clone(&store)),
-        limits: Limits::new(config.requests_per_s),
-        counters: Counters::default(),
-        intake: Intake::start(Arc::clone(&store), ring.id, supervisor),
-        waiters: Waiters::start(Arc::clone(&store), stored),
-        audits: api::Audits::default(),
-        numbers: Cached::new(Duration::from_millis(900)),
-        tallies: Arc::default(),
-        board: Board::default(),
-        stopping: watch::Sender::new(false),
-        version: env!("CARGO_PKG_VERSION"),
-        config: config.clone(),
-        store,
-        ring,
-        node,
-        node_name,
-        lease,
-        signing,
-    });
-    actix_web::rt::spawn(dashboard::watch(Data::clone(&shared)));
-    let of_tokens = Data::clone(&shared);
-    actix_web::rt::spawn(async move { of_tokens.tokens.follow().await });
-    let health = Data::new(health::Health::default());
+    let Service { listener, config, store, rings, node, node_name, lease } = service;
+    let tokens = Arc::new(Tokens::new(Arc::clone(&store)));
+    let limits = Arc::new(Limits::new(config.requests_per_s));
+    let counters = Counters::default();
+    let audits = Arc::new(api::Audits::default());
+    let stopping = Arc::new(watch::Sender::new(false));
+    let ring_names: Arc<[String]> = rings.iter().map(|(ring, _)| ring.name.clone()).collect();
+    let of_ring = |(ring, signing): (Ring, Option<Signing>)| {
+        let supervisor = signing.as_ref().map(|signing| signing.supervisor.clone());
+        let stored = signing.as_ref().map(|signing| signing.stored.clone());
+        Data::new(Shared {
+            tokens: Arc::clone(&tokens),
+            limits: Arc::clone(&limits),
+            counters: counters.clone(),
+            intake_counters: IntakeCounters::default(),
+            intake: Intake::start(Arc::clone(&store), ring.id, supervisor),
+            waiters: Waiters::start(Arc::clone(&store), stored),
+            audits: Arc::clone(&audits),
+            health: health::Health::default(),
+            numbers: Cached::new(Duration::from_millis(900)),
+            tallies: Arc::default(),
+            board: Board::default(),
+            stopping: Arc::clone(&stopping),
+            version: env!("CARGO_PKG_VERSION"),
+            config: config.clone(),
+            store: Arc::clone(&store),
+            ring,
+            ring_names: Arc::clone(&ring_names),
+            node: node.clone(),
+            node_name: node_name.clone(),
+            lease,
+            signing,
+        })
+    };
+    let rings = Data::new(Rings(rings.into_iter().map(of_ring).collect()));
+    let Some(first) = rings.0.first().cloned() else {
+        return Err(std::io::Error::other("there is no ring to serve"));
+    };
+    for shared in &rings.0 {
+        actix_web::rt::spawn(dashboard::watch(Data::clone(shared)));
+        if !is_ring_name(&shared.ring.name) && !shared.is_first() {
+            let ring = &shared.ring.name;
+            tracing::warn!(ring, "is not served over HTTP: its name does not fit into a path");
+        }
+    }
+    actix_web::rt::spawn(async move { tokens.follow().await });
     let jwks = Data::new(jwks::PublicKeys::default());
-    let of_server = Data::clone(&shared);
+    let of_server = Arc::clone(&stopping);
     let app = move || {
         App::new()
             .wrap(from_fn(request::answer))
-            .app_data(Data::clone(&shared))
-            .app_data(Data::clone(&health))
+            .app_data(Data::clone(&first))
+            .app_data(Data::clone(&rings))
             .app_data(Data::clone(&jwks))
             .app_data(QueryConfig::default().error_handler(|error, _| {
                 Problem::unprocessable(format!("The query does not fit: {error}.")).into()
@@ -229,8 +264,8 @@ pub fn serve(service: Service) -> std::io::Result<Server> {
             }))
             .app_data(dashboard::form_config())
             .configure(open_endpoints)
-            .configure(api::endpoints)
-            .configure(dashboard::endpoints)
+            .configure(api::endpoints(&rings))
+            .configure(dashboard::endpoints(&rings))
             .service(routes::get("/metrics", metrics::metrics))
             .default_service(web::to(problem::not_found))
     };
@@ -256,7 +291,7 @@ pub fn serve(service: Service) -> std::io::Result<Server> {
     let server = server.run();
     let handle = server.handle();
     actix_web::rt::spawn(server);
-    Ok(Server { handle, shared: of_server })
+    Ok(Server { handle, stopping: of_server })
 }
 
 /// What needs no token.

@@ -187,7 +187,8 @@ impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::NotFound { .. } => Problem::not_found(format!("{}.", capital(&error))),
-            StoreError::IllegalChange { .. }
+            StoreError::RingExists { .. }
+            | StoreError::IllegalChange { .. }
             | StoreError::KeyInUse { .. }
             | StoreError::NotQuarantined { .. } => {
                 Problem::conflict(format!("{}.", capital(&error)))

@@ -18,7 +18,7 @@ use crate::config::HttpConfig;
 use crate::db::{Ring, Store};
 use crate::keyring::Keks;
 use crate::metrics::Timings;
-use crate::types::NodeId;
+use crate::types::{BatchSize, NodeId};
 
 /// What a service is made of.
 pub struct Service {
@@ -28,23 +28,24 @@ pub struct Service {
     pub config: HttpConfig,
     /// The database.
     pub store: Arc<dyn Store>,
-    /// The ring that it serves.
-    pub ring: Ring,
+    /// The rings that it serves, at least one, each with the actors that sign it; `None` on a node that
+    /// signs nothing.
+    pub rings: Vec<(Ring, Option<Signing>)>,
     /// This start of this process.
     pub node: NodeId,
     /// The node's name for people.
     pub node_name: String,
     /// How long a drain may take.
     pub lease: Duration,
-    /// The actors that sign; `None` for a node that signs nothing.
-    pub signing: Option<Signing>,
 }
 
-/// The signing half of a node.
+/// The signing half of a node, as one ring sees it.
 #[derive(Clone)]
 pub struct Signing {
-    /// Its Supervisor.
+    /// The ring's Supervisor.
     pub supervisor: Addr<Supervisor>,
+    /// Those of all rings of the node, for orders to the node as a whole.
+    pub supervisors: Arc<[Addr<Supervisor>]>,
     /// Its KeyManager.
     pub key_manager: Addr<KeyManager>,
     /// Its DbWriter.
@@ -57,6 +58,8 @@ pub struct Signing {
     pub stored: watch::Receiver<u64>,
     /// How many signer threads it has.
     pub signers: usize,
+    /// Records in a full batch of the ring.
+    pub batch_size: BatchSize,
     /// What seals new keys.
     pub keks: Arc<Keks>,
 }

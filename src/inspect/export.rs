@@ -13,9 +13,9 @@ use serde::Serialize;
 
 use super::pages::{PAGE_BYTES, Page, SignedPages};
 use crate::db::{SignedRecord, Store, StoreError};
-use crate::types::{BatchId, Kid, RecordId, Timestamp, UnknownWord};
+use crate::types::{BatchId, Kid, RecordId, RingId, Timestamp, UnknownWord};
 
-/// Writes every signed record in order of record id, and returns how many.
+/// Writes every signed record in order of record id, or those of some rings, and returns how many.
 ///
 /// JSON lines (RFC 8259) and CSV (RFC 4180 with a header, lines end with LF) have the same fields: `record_id`,
 /// `external_id`, `payload`, `signature`, `kid`, `public_key`, `algorithm`, `batch_id`,
@@ -27,21 +27,23 @@ use crate::types::{BatchId, Kid, RecordId, Timestamp, UnknownWord};
 /// [`ExportError`]; what was written before it stays written.
 pub fn export(
     store: &dyn Store,
+    rings: Option<&[RingId]>,
     format: ExportFormat,
     out: &mut dyn Write,
     progress: &dyn Fn(u64),
 ) -> Result<u64, ExportError> {
-    export_by(store, format, out, progress, PAGE_BYTES)
+    export_by(store, rings, format, out, progress, PAGE_BYTES)
 }
 
 fn export_by(
     store: &dyn Store,
+    rings: Option<&[RingId]>,
     format: ExportFormat,
     out: &mut dyn Write,
     progress: &dyn Fn(u64),
     page_bytes: usize,
 ) -> Result<u64, ExportError> {
-    let mut pages = SignedPages::new(store, page_bytes);
+    let mut pages = SignedPages::new(store, rings, page_bytes);
     let mut written = 0;
     if format == ExportFormat::Csv {
         write_csv(out, |csv| csv.write_record(COLUMNS))?;

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use crate::db::{BatchKey, SignedRecord, Store, StoreError};
-use crate::types::{BatchId, RecordId};
+use crate::types::{BatchId, RecordId, RingId};
 
 /// About how many bytes of payload a page holds; one record may be larger.
 pub(super) const PAGE_BYTES: usize = 4 * 1024 * 1024;
@@ -28,6 +28,8 @@ impl Page {
 /// is stored meanwhile has its key.
 pub(super) struct SignedPages<'a> {
     store: &'a dyn Store,
+    /// Only what is of these rings, if any are named.
+    rings: Option<&'a [RingId]>,
     max_bytes: usize,
     after: Option<RecordId>,
     /// The keys of the page before: a batch often goes on in the next page.
@@ -35,13 +37,14 @@ pub(super) struct SignedPages<'a> {
 }
 
 impl<'a> SignedPages<'a> {
-    pub(super) fn new(store: &'a dyn Store, max_bytes: usize) -> Self {
-        SignedPages { store, max_bytes, after: None, keys: HashMap::new() }
+    pub(super) fn new(store: &'a dyn Store, rings: Option<&'a [RingId]>, max_bytes: usize) -> Self {
+        SignedPages { store, rings, max_bytes, after: None, keys: HashMap::new() }
     }
 
-    /// The next page; `None` after the last.
+    /// The next page, which may be left with no record of the rings; `None` after the last. A record
+    /// whose batch has no key is of every ring: it must not be passed over.
     pub(super) fn next_page(&mut self) -> Result<Option<Page>, StoreError> {
-        let records = self.store.signed_records(self.after, self.max_bytes)?;
+        let mut records = self.store.signed_records(self.after, self.max_bytes)?;
         let Some(last) = records.last() else { return Ok(None) };
         self.after = Some(last.record);
 
@@ -54,6 +57,10 @@ impl<'a> SignedPages<'a> {
         found.sort_by_key(|key| (key.batch, key.key));
         for key in found {
             self.keys.entry(key.batch).or_insert_with(|| Arc::new(key));
+        }
+        if let Some(rings) = self.rings {
+            let key = |record: &SignedRecord| self.keys.get(&record.batch);
+            records.retain(|record| key(record).is_none_or(|key| rings.contains(&key.ring)));
         }
         Ok(Some(Page { records, keys: self.keys.clone() }))
     }

@@ -18,12 +18,12 @@ use super::pages::{PAGE_BYTES, Page, SignedPages};
 use crate::db::{BatchKey, SignedRecord, Store, StoreError};
 use crate::keyring::jwk;
 use crate::signing::{PublicKey, Signature, Verifiable, verify_all};
-use crate::types::{BatchId, KeyId, Kid, RecordId};
+use crate::types::{BatchId, KeyId, Kid, RecordId, RingId};
 
 /// How many bad signatures a report lists; it counts them all.
 pub const MAX_LISTED: usize = 1_000;
 
-/// Verifies every stored signature on `threads` threads (at least one).
+/// Verifies every stored signature, or those of some rings, on `threads` threads (at least one).
 ///
 /// `progress` is told how many have been checked so far, on the calling thread. At any time about
 /// two pages a thread are in memory, each with some 4 MiB of payload or one larger record.
@@ -32,6 +32,7 @@ pub const MAX_LISTED: usize = 1_000;
 /// Those of the store. What is wrong with a signature stands in the report.
 pub fn verify(
     store: &dyn Store,
+    rings: Option<&[RingId]>,
     threads: usize,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<VerifyReport, StoreError> {
@@ -41,7 +42,7 @@ pub fn verify(
     let page_receiver = Arc::new(Mutex::new(page_receiver));
     let (verdict_sender, verdicts) = mpsc::channel();
     thread::scope(|scope| {
-        let reader = scope.spawn(move || send_pages(store, &page_sender));
+        let reader = scope.spawn(move || send_pages(store, rings, &page_sender));
         for _ in 0..threads {
             let (pages, verdicts) = (Arc::clone(&page_receiver), verdict_sender.clone());
             scope.spawn(move || {
@@ -134,8 +135,12 @@ impl fmt::Display for BadReason {
     }
 }
 
-fn send_pages(store: &dyn Store, pages: &SyncSender<Page>) -> Result<(), StoreError> {
-    let mut source = SignedPages::new(store, PAGE_BYTES);
+fn send_pages(
+    store: &dyn Store,
+    rings: Option<&[RingId]>,
+    pages: &SyncSender<Page>,
+) -> Result<(), StoreError> {
+    let mut source = SignedPages::new(store, rings, PAGE_BYTES);
     while let Some(page) = source.next_page()? {
         if pages.send(page).is_err() {
             break;

@@ -9,6 +9,7 @@ use crate::support::{Site, wait_until};
 on_both_databases! {
     numbers_move_while_records_are_signed_and_orders_work,
     a_reader_sees_no_order_and_a_wrong_token_sees_nothing,
+    each_ring_has_a_page_of_its_own_with_ways_between_them,
 }
 
 fn sign_in(browser: &Browser, served: &Served, token: &str) {
@@ -114,5 +115,47 @@ fn a_reader_sees_no_order_and_a_wrong_token_sees_nothing(site: Site) {
     browser.wait_for("the way in is shown again", |b| b.url().ends_with("/login"));
     drop(browser);
     wait_until("the page's stream has ended", || served.get("/metrics").status == 200);
+    served.stop();
+}
+
+fn each_ring_has_a_page_of_its_own_with_ways_between_them(site: Site) {
+    let name = if site.database.is_postgres() { "postgres" } else { "sqlite" };
+    let site = site.set("CHANCERY_SIGNING__RING", "*").set("CHANCERY_NODE__NAME", "signer-1");
+    site.prepare();
+    for (ring, keys, records) in
+        [("default", "12", "300"), ("invoices", "25", "900"), ("receipts", "3", "60")]
+    {
+        if ring != "default" {
+            site.run(&["rings", "create", ring]).expect_code(0);
+        }
+        site.run(&["keys", "generate", "--count", keys, "--ring", ring]).expect_code(0);
+        site.run(&["seed", "--records", records, "--ring", ring]).expect_code(0);
+    }
+    let served = Served::start(site);
+    let browser = Browser::start();
+    sign_in(&browser, &served, &served.token);
+    browser.wait_for("the first ring is signed", |b| number(b, 1) == 300);
+    assert_eq!(browser.run("return document.querySelectorAll('.rings a').length"), 3);
+    assert_eq!(browser.text(".rings a[aria-current]"), "default");
+    browser.click(".rings a[href='/rings/invoices']");
+    browser.wait_for("the other is shown", |b| b.url().ends_with("/rings/invoices"));
+    browser.wait_for("it is live", |b| b.text("#live") == "live");
+    browser.wait_for("it is signed", |b| number(b, 1) == 900);
+    assert_eq!(browser.text(".rings a[aria-current]"), "invoices");
+    assert_eq!(browser.run("return document.querySelectorAll('.key').length"), 25);
+
+    // What is ordered here is for this ring.
+    browser.click("button[data-post='/v1/rings/invoices/pause'][data-body*=all]");
+    browser.click("#confirm button[value=yes]");
+    browser.wait_for("the ring is paused", |b| b.text("#state") == "ring paused");
+    assert_eq!(browser.text("#toast"), "ring invoices is paused");
+    browser.keep_screenshot(&format!("dashboard-{name}-rings"));
+    browser.click(".rings a[href='/']");
+    browser.wait_for("the first is shown again", |b| b.text(".rings a[aria-current]") == "default");
+    browser.wait_for("and goes on", |b| b.text("#state") == "running");
+    let fits = "return document.documentElement.scrollWidth <= window.innerWidth";
+    assert_eq!(browser.run(fits), true);
+    assert_eq!(browser.console(), [] as [String; 0]);
+    drop(browser);
     served.stop();
 }

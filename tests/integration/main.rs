@@ -37,6 +37,7 @@ mod outages;
 mod payloads;
 mod project;
 mod recovery;
+mod rings;
 mod sizes;
 mod sqlite_files;
 mod step_by_step;

@@ -96,7 +96,8 @@ impl Supervisor {
                 self.finish(Finished::NoActiveKey(remaining));
             }
             Look::Swept(records) if records > 0 => {
-                tracing::warn!(records, "swept unsigned records from behind the cursor");
+                let ring = &self.settings.ring_name;
+                tracing::warn!(ring, records, "swept unsigned records from behind the cursor");
                 self.snapshot.swept_records += records;
                 self.quiet = false;
                 self.pump(context);
@@ -119,7 +120,8 @@ impl Supervisor {
         let now = self.stations.clock.now();
         if self.next_complaint.is_none_or(|next| now >= next) {
             self.next_complaint = Some(now + COMPLAINT_PAUSE);
-            tracing::warn!(unsigned = remaining.unsigned, "the ring has no active key");
+            let ring = &self.settings.ring_name;
+            tracing::warn!(ring, unsigned = remaining.unsigned, "the ring has no active key");
         }
     }
 }

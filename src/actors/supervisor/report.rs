@@ -8,8 +8,9 @@ use actix::prelude::*;
 use super::{State, Supervisor};
 use crate::actors::messages::Drain;
 use crate::actors::off_thread;
+use crate::actors::reports::RingReport;
 use crate::actors::troubles::Place;
-use crate::db::{Blocker, NodeOrders, NodeReport, StoreError};
+use crate::db::{Blocker, NodeOrders, StoreError};
 use crate::types::{BlockerKind, NodeState};
 
 /// The longest pause between two reports.
@@ -58,7 +59,7 @@ impl Supervisor {
             }
             actor.report(context);
             // Not by an interval: that would make up for every report that a slow database missed.
-            let pause = LONGEST_PAUSE.min(actor.settings.report.lease / 3);
+            let pause = LONGEST_PAUSE.min(actor.settings.reports.lease() / 3);
             context.run_later(pause, Supervisor::report_for_ever);
         }));
         self.report(context);
@@ -66,14 +67,16 @@ impl Supervisor {
 
     /// Writes down what the node does and what troubles it.
     pub(super) fn report(&mut self, context: &mut Context<Self>) {
-        let report = NodeReport {
-            state: self.state.into(),
+        let report = RingReport {
+            state: Some(self.state.into()),
             in_flight: self.in_flight,
             trouble: self.stations.troubles.summary(),
-            ..self.settings.report.clone()
+            has_finished: self.finished.is_none(),
+            ..RingReport::default()
         };
-        let store = Arc::clone(&self.store);
-        let written = off_thread(move || store.report(&report));
+        self.settings.reports.note(self.settings.ring, report);
+        let (store, reports) = (Arc::clone(&self.store), self.settings.reports.clone());
+        let written = off_thread(move || reports.write(store.as_ref()));
         context.spawn(written.into_actor(self).map(|written, _, _| {
             if let Err(error) = written {
                 tracing::debug!(%error, "could not write the node's report");
@@ -85,8 +88,9 @@ impl Supervisor {
     fn obey(&mut self, orders: NodeOrders, context: &mut Context<Self>) {
         self.snapshot.ring_paused = orders.ring_paused;
         if orders.drain && self.state != State::Draining {
-            tracing::info!("an administrator asks all nodes to drain");
-            context.notify(Drain { deadline: self.settings.report.lease });
+            let ring = &self.settings.ring_name;
+            tracing::info!(ring, "an administrator asks all nodes to drain");
+            context.notify(Drain { deadline: self.settings.reports.lease() });
         }
     }
 

@@ -8,7 +8,7 @@ use crate::db::*;
 use crate::ledger::Event;
 use crate::types::{
     BatchId, BatchRange, BatchState, DataKeyId, Fence, KeyId, KeyStatus, Kid, Outcome, Position,
-    Record, RecordId, RingId, Tick, TokenId,
+    Provider, Record, RecordId, RingId, Tick, TokenId,
 };
 
 /// What happens to a call instead of, before or after its work.
@@ -346,6 +346,7 @@ impl Store for FaultyStore {
         fn tokens(&self) -> Result<Vec<Token>, StoreError>;
         fn revoke_token(&self, token: TokenId, actor: &str) -> Result<bool, StoreError>;
         fn touch_tokens(&self, tokens: &[TokenId]) -> Result<(), StoreError>;
+        fn create_ring(&self, name: &str, provider: Provider, actor: &str) -> Result<Ring, StoreError>;
         fn set_paused(&self, ring: RingId, paused: bool, actor: &str) -> Result<bool, StoreError>;
         fn request_drain(&self, actor: &str) -> Result<u64, StoreError>;
         fn retry_batch(&self, batch: BatchId, actor: &str) -> Result<(), StoreError>;

@@ -10,11 +10,13 @@ use tokio::sync::{oneshot, watch};
 
 use super::database::Database;
 use super::scripted_signer::scripted_sign;
+use crate::actors::budget::Budget;
 use crate::actors::db_writer::{DbWriter, DbWriterSnapshot, StoreWorker};
 use crate::actors::key_manager::{KeyManager, KeyManagerSettings, KeyManagerSnapshot};
 use crate::actors::key_set::KeySet;
 use crate::actors::messages::{Drain, DrainReport, Nudge, Observe, Pause, Resume, Stop};
 use crate::actors::record_loader::RecordLoader;
+use crate::actors::reports::Reports;
 use crate::actors::signer::Signer;
 use crate::actors::supervisor::{
     Finished, Supervisor, SupervisorSettings, SupervisorSnapshot, Team,
@@ -85,6 +87,19 @@ pub(super) struct TestNode<'a> {
     pub(super) finished: oneshot::Receiver<Finished>,
 }
 
+fn first_report(lease: Duration) -> NodeReport {
+    NodeReport {
+        name: "a".to_owned(),
+        host: "here".to_owned(),
+        process_id: 1,
+        version: "0".to_owned(),
+        lease,
+        state: NodeState::Running,
+        in_flight: 0,
+        trouble: None,
+    }
+}
+
 impl<'a> TestNode<'a> {
     pub(super) fn start(database: &'a Database, plan: Plan) -> Self {
         let store: Arc<dyn Store> = Arc::clone(&database.store) as Arc<dyn Store>;
@@ -134,25 +149,17 @@ impl<'a> TestNode<'a> {
         };
         let settings = SupervisorSettings {
             ring,
+            ring_name: "default".to_owned(),
             node: NodeId("node-a".to_owned()),
             until_done: plan.until_done,
             max_in_flight: plan.max_in_flight,
-            max_in_flight_bytes: plan.max_in_flight_bytes,
+            budget: Budget::new(plan.max_in_flight_bytes),
             slice_bytes: plan.slice_bytes,
             longest_idle: Duration::from_millis(100),
             look_every: Duration::ZERO,
             watchdog: plan.watchdog,
             max_attempts: super::database::MAX_ATTEMPTS,
-            report: NodeReport {
-                name: "a".to_owned(),
-                host: "here".to_owned(),
-                process_id: 1,
-                version: "0".to_owned(),
-                lease: plan.lease,
-                state: NodeState::Running,
-                in_flight: 0,
-                trouble: None,
-            },
+            reports: Reports::new(first_report(plan.lease), [(ring, "default".to_owned())]),
         };
         let (supervisor, finished) = Supervisor::new(settings, store, clock, team.clone());
         let supervisor = supervisor.start();

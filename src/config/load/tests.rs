@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use tempfile::TempDir;
 
 use super::*;
-use crate::config::{Auto, DatabaseUrl, LogFormat};
+use crate::config::{Auto, DatabaseUrl, LogFormat, RingNames};
 
 const EXAMPLE: &str = include_str!("../../../chancery.example.toml");
 
@@ -452,6 +452,11 @@ fn a_mistake_on_the_command_line_names_its_flag() {
              or a whole number from 1 to 1024",
         ),
         (
+            Overrides { ring: flag("a,,b"), ..Overrides::default() },
+            "flag --ring: signing.ring: invalid value: string \"a,,b\", expected a ring's name, \
+             several different ones with commas between them, or \"*\"",
+        ),
+        (
             Overrides { log_format: flag("xml"), ..Overrides::default() },
             "flag --log-format: log.format: invalid value: string \"xml\", expected \"pretty\" or \"json\"",
         ),
@@ -497,4 +502,32 @@ fn no_password_is_rendered_or_shown_by_debug() {
     let shown = format!("{loaded:?}");
     assert!(shown.contains("postgres://u:***@h/db"), "{shown}");
     assert!(!shown.contains("hunter2"), "{shown}");
+}
+
+#[test]
+fn rings_and_their_batch_sizes_are_read_from_every_layer_and_shown_as_they_were_written() {
+    let text = "[signing]\nring = \"*\"\nring_batch_sizes = \"a=1,b=20\"\nbatch_size = 7\n";
+    let loaded = load_text(text).unwrap();
+    let signing = &loaded.config.signing;
+    assert_eq!(signing.ring, RingNames::All);
+    let sizes = ["a", "b", "c"].map(|ring| signing.batch_size_of(ring).records());
+    assert_eq!(sizes, [1, 20, 7]);
+    let shown = loaded.render().unwrap();
+    for line in [
+        "ring = \"*\"  # chancery.toml:2:8",
+        "ring_batch_sizes = \"a=1,b=20\"  # chancery.toml:3:20",
+    ] {
+        assert!(shown.lines().any(|found| found == line), "no line {line:?} in\n{shown}");
+    }
+    // A name may look like a number.
+    let numbered = load_variables(&[("CHANCERY_SIGNING__RING", "2026")]).unwrap();
+    assert_eq!(numbered.config.signing.ring.to_string(), "2026");
+    let flags = load_flags(&Overrides { ring: Some("x,y".to_owned()), ..Overrides::default() });
+    assert_eq!(flags.unwrap().config.signing.ring.to_string(), "x,y");
+    let error = load_text("[signing]\nring_batch_sizes = \"a=1,a=2\"").unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "chancery.toml:2:20: signing.ring_batch_sizes: invalid value: string \"a=1,a=2\", expected \
+         batch sizes from 1 to 1000000 by ring, each ring once, such as invoices=100,receipts=1000"
+    );
 }

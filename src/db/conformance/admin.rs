@@ -11,7 +11,7 @@ use crate::db::{
     AdminAction, AdminEntry, GiveUp, NewToken, NodeOrders, NodeReport, Shortage, Store, StoreError,
     StoreOptions,
 };
-use crate::types::{KeyEvent, Kid, NodeState, Role, TokenId};
+use crate::types::{KeyEvent, Kid, NodeState, Provider, Role, Tick, TokenId};
 
 on_both! {
     each_change_writes_one_entry_and_the_entries_hash_one_another,
@@ -22,6 +22,8 @@ on_both! {
     a_paused_ring_checks_nothing_out_and_finishes_what_is_in_flight,
     a_drain_is_for_the_nodes_that_run_then,
     only_a_quarantined_batch_is_sent_back_and_with_all_its_attempts,
+    a_ring_is_made_once_with_its_provider_and_its_entry_in_the_log,
+    rings_side_by_side_share_neither_keys_nor_records_nor_a_pause,
 }
 
 /// The log as a whole, which must be a chain up to its head.
@@ -251,4 +253,54 @@ fn only_a_quarantined_batch_is_sent_back_and_with_all_its_attempts<F: Fixture>(f
     assert_eq!(actions(&*store).last().unwrap(), "batch.retried");
     sign_all(f, &*store, RING, 5);
     assert_signed(f, &*store, RING, 5);
+}
+
+fn a_ring_is_made_once_with_its_provider_and_its_entry_in_the_log<F: Fixture>(f: &F) {
+    let store = f.open("a");
+    assert_eq!(store.ring("default").unwrap().provider, Provider::Software);
+    let invoices = store.create_ring("invoices", Provider::Software, "somebody").unwrap();
+    let vault = store.create_ring("vault", Provider::Pkcs11, "somebody").unwrap();
+    assert_eq!((invoices.tick, invoices.paused), (Tick::ZERO, false));
+    assert_eq!(vault.provider, Provider::Pkcs11);
+    let again = store.create_ring("invoices", Provider::Pkcs11, "somebody").unwrap_err();
+    assert_eq!(again.to_string(), "there is a ring \"invoices\" already");
+    assert_eq!(store.ring("invoices").unwrap(), invoices);
+    let names: Vec<String> = store.rings().unwrap().into_iter().map(|ring| ring.name).collect();
+    assert_eq!(names, ["default", "invoices", "vault"]);
+    let entries = chain(&*store);
+    assert_eq!(entries.len(), 2, "the refused one leaves no entry");
+    assert_eq!(
+        (entries[1].action.as_str(), entries[1].target.as_str(), entries[1].detail.as_str()),
+        ("ring.created", "ring vault", r#"{"provider":"pkcs11"}"#)
+    );
+    let said = f.refused("UPDATE rings SET provider = 'pkcs11' WHERE name = 'invoices'");
+    assert!(said.contains("provider never changes"), "{said}");
+    f.refused("INSERT INTO rings (name, provider) VALUES ('x', 'paper')");
+    // An entry that fails leaves no ring.
+    f.run(
+        "INSERT INTO admin_log (seq, at, actor, action, target, detail, previous_hash, hash)
+           VALUES (3, 'at', 'a', 'b', 'c', 'd', 'e', 'f')",
+    );
+    assert!(store.create_ring("late", Provider::Software, "somebody").is_err());
+    assert!(store.ring("late").is_err());
+}
+
+fn rings_side_by_side_share_neither_keys_nor_records_nor_a_pause<F: Fixture>(f: &F) {
+    let store = f.open("a");
+    let other = store.create_ring("other", Provider::Software, "somebody").unwrap().id;
+    add_keys(&*store, RING, 2);
+    insert(f, &*store, RING, 4);
+    insert(f, &*store, other, 6);
+    let checked_out = check_out(&*store, other, 1, 2);
+    assert_eq!(checked_out.shortage, Some(Shortage::NoActiveKey), "the keys are the first ring's");
+    let keys = add_keys(&*store, other, 3);
+    store.set_paused(RING, true, "somebody").unwrap();
+    assert_eq!(check_out(&*store, RING, 1, 2).shortage, Some(Shortage::Paused));
+    let batches = check_out(&*store, other, 3, 2).batches;
+    assert_eq!(batches.len(), 3);
+    for batch in &batches {
+        assert!(keys.contains(&batch.key_use.key), "{batch:?}");
+        assert_eq!(batch.range.record_count, 2);
+    }
+    assert_eq!(store.progress(RING).unwrap().tick, 2, "its two keys and nothing else");
 }

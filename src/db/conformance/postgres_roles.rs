@@ -40,6 +40,7 @@ fn the_runtime_role_can_do_the_whole_protocol() {
     f.run("INSERT INTO records (id, ring_id, payload, inserted_xid) VALUES (1000, 1, 'behind', 3)");
     assert_eq!(store.sweep(RING).unwrap(), 1);
     f.settle();
+    store.create_ring("other", crate::types::Provider::Software, "test").unwrap();
     store.blockers().unwrap();
     store.report(&super::nodes::report()).unwrap();
     assert_eq!(store.nodes().unwrap().len(), 1);

@@ -6,11 +6,11 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::page::{Page, after, limit};
-use crate::db::BatchView;
+use crate::db::{BatchView, Store, StoreError};
 use crate::http::Shared;
 use crate::http::auth::{As, Operator, Reader};
 use crate::http::problem::{Problem, ProblemDocument};
-use crate::types::{BatchId, BatchState};
+use crate::types::{BatchId, BatchState, RingId};
 
 /// A batch.
 #[derive(Debug, Serialize, ToSchema)]
@@ -106,7 +106,8 @@ pub(super) async fn show(
     id: Path<i64>,
 ) -> Result<HttpResponse, Problem> {
     let id = BatchId(id.into_inner());
-    let batch = shared.ask(move |store| store.batch(id)).await?;
+    let ring = shared.ring.id;
+    let batch = shared.ask(move |store| batch_of(store, ring, id)).await?;
     Ok(HttpResponse::Ok().json(BatchBody::from(batch)))
 }
 
@@ -127,13 +128,24 @@ pub(super) async fn retry(
     id: Path<i64>,
 ) -> Result<HttpResponse, Problem> {
     let id = BatchId(id.into_inner());
-    let actor = caller.0.actor();
+    let (ring, actor) = (shared.ring.id, caller.0.actor());
     let batch = shared
         .ask(move |store| {
+            batch_of(store, ring, id)?;
             store.retry_batch(id, &actor)?;
             store.batch(id)
         })
         .await?;
     shared.nudge();
     Ok(HttpResponse::Ok().json(BatchBody::from(batch)))
+}
+
+/// A batch of the ring; there is no other here.
+fn batch_of(store: &dyn Store, ring: RingId, id: BatchId) -> Result<BatchView, StoreError> {
+    let batch = store.batch(id)?;
+    if batch.ring == ring {
+        Ok(batch)
+    } else {
+        Err(StoreError::NotFound { what: "batch", name: id.to_string() })
+    }
 }

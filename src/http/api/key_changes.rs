@@ -74,8 +74,8 @@ pub(super) async fn change(
     check(reason.as_deref(), force, event)?;
     let kid = Kid(kid);
     let (of, actor) = (kid.clone(), caller.0.actor());
+    let ring = shared.ring.id;
     let changed = shared.ask(move |store| {
-        let ring = store.key(&of)?.ring;
         let change = KeyChange { event, actor: &actor, reason: reason.as_deref(), force };
         Ok(store.change_keys(ring, &[of], &change)?.contains(&true))
     });

@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 use super::page::{Page, after, limit};
 use crate::actors::key_set::KeySetError;
 use crate::actors::{new_keys, off_thread};
-use crate::db::Key;
+use crate::db::{Key, Store, StoreError};
 use crate::http::Shared;
 use crate::http::auth::{As, KeyAdmin, Reader};
 use crate::http::body::{Json, SecretJson};
@@ -20,7 +20,7 @@ use crate::http::problem::{Problem, ProblemDocument};
 use crate::keyring::private::{self, Format};
 use crate::keyring::{Keks, Passphrase};
 use crate::signing::PrivateKey;
-use crate::types::{KeyId, KeyStatus, Kid};
+use crate::types::{KeyId, KeyStatus, Kid, RingId};
 
 /// How many keys one request makes, at the most: they are one transaction under the ring's lock, which
 /// must end well within a lease.
@@ -127,7 +127,8 @@ pub(super) async fn show(
     kid: Path<String>,
 ) -> Result<HttpResponse, Problem> {
     let kid = Kid(kid.into_inner());
-    let key = shared.ask(move |store| store.key(&kid)).await?;
+    let ring = shared.ring.id;
+    let key = shared.ask(move |store| key_of(store, ring, &kid)).await?;
     Ok(HttpResponse::Ok().json(KeyBody::from(key)))
 }
 
@@ -274,6 +275,16 @@ pub(super) async fn import(
     let kids = imported.await???;
     let kid = kids.into_iter().next().ok_or_else(Problem::internal)?;
     Ok(HttpResponse::Created().json(ImportedKey { kid: kid.0 }))
+}
+
+/// A key of the ring; there is no other here.
+fn key_of(store: &dyn Store, ring: RingId, kid: &Kid) -> Result<Key, StoreError> {
+    let key = store.key(kid)?;
+    if key.ring == ring {
+        Ok(key)
+    } else {
+        Err(StoreError::NotFound { what: "key", name: kid.to_string() })
+    }
 }
 
 fn keks(shared: &Shared) -> Result<Arc<Keks>, Problem> {

@@ -9,25 +9,57 @@ mod keys;
 mod orders;
 mod page;
 mod records;
+mod rings;
 mod signatures;
 mod status;
 
+use actix_web::dev::{ServiceFactory, ServiceRequest};
 use actix_web::middleware::from_fn;
-use actix_web::web::{ServiceConfig, scope};
+use actix_web::web::{Data, ServiceConfig, resource, scope, to};
+use actix_web::{Error, Scope};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
 pub(super) use audits::Audits;
 
+use self::rings::PerRing;
+use super::Rings;
 use super::auth::authenticate;
 use super::routes::{get, post};
+use crate::config::is_ring_name;
 
-/// All of `/v1`. Whatever is in here needs a token.
-pub(super) fn endpoints(config: &mut ServiceConfig) {
-    let api = scope("/v1")
-        .wrap(from_fn(authenticate))
+/// All of `/v1`, which is about the first ring, and that of each ring under its name. Whatever is in
+/// here needs a token.
+pub(super) fn endpoints(rings: &Rings) -> impl FnOnce(&mut ServiceConfig) {
+    let rings = rings.0.clone();
+    move |config| {
+        let mut api = scope("/v1").wrap(from_fn(authenticate)).service(get("/rings", rings::list));
+        for shared in rings.iter().filter(|shared| is_ring_name(&shared.ring.name)) {
+            let ring = scope(&format!("/rings/{}", shared.ring.name));
+            let ring = of_a_ring(ring.app_data(Data::clone(shared)));
+            api = api.service(ring.default_service(to(super::problem::not_found)));
+        }
+        let unknown = resource(["/rings/{ring}", "/rings/{ring}/{rest:.*}"]);
+        let api = of_a_ring(api)
+            .service(unknown.to(rings::unknown))
+            .service(get("/nodes", status::nodes))
+            .service(post("/drain", orders::drain))
+            .service(post("/audits", audits::start))
+            .service(get("/audits/latest", audits::latest))
+            .service(get("/audits/{id}", audits::show))
+            .service(get("/admin-log", admin_log::list))
+            .default_service(to(super::problem::not_found));
+        config.service(api);
+    }
+}
+
+/// What is about a ring: the one whose [`Shared`](super::Shared) the scope has.
+fn of_a_ring<T>(scope: Scope<T>) -> Scope<T>
+where
+    T: ServiceFactory<ServiceRequest, Config = (), Error = Error, InitError = ()>,
+{
+    scope
         .service(get("/status", status::status))
-        .service(get("/nodes", status::nodes))
         .service(get("/keys", keys::list))
         .service(post("/keys/generate", keys::generate))
         .service(post("/keys/import", keys::import))
@@ -39,11 +71,6 @@ pub(super) fn endpoints(config: &mut ServiceConfig) {
         .service(post("/batches/{id}/retry", batches::retry))
         .service(post("/pause", orders::pause))
         .service(post("/resume", orders::resume))
-        .service(post("/drain", orders::drain))
-        .service(post("/audits", audits::start))
-        .service(get("/audits/latest", audits::latest))
-        .service(get("/audits/{id}", audits::show))
-        .service(get("/admin-log", admin_log::list))
         .service(post("/records", records::add))
         .service(post("/records/bulk", bulk::bulk))
         .service(get("/records/by-external-id/{external_id}", records::show_by_external_id))
@@ -52,8 +79,6 @@ pub(super) fn endpoints(config: &mut ServiceConfig) {
         .service(get("/records/{id}/signature", signatures::of_record))
         .service(get("/signatures", signatures::feed))
         .service(post("/verify", signatures::verify))
-        .default_service(actix_web::web::to(super::problem::not_found));
-    config.service(api);
 }
 
 /// The description of the API, OpenAPI 3.1.
@@ -65,7 +90,7 @@ pub(super) fn endpoints(config: &mut ServiceConfig) {
         license(name = "Apache-2.0", identifier = "Apache-2.0")
     ),
     paths(
-        status::status, status::nodes,
+        status::status, status::nodes, rings::list,
         keys::list, keys::show, keys::generate, keys::import,
         key_changes::change, key_changes::change_many,
         batches::list, batches::show, batches::retry,
@@ -75,7 +100,7 @@ pub(super) fn endpoints(config: &mut ServiceConfig) {
         signatures::of_record, signatures::of_external_id, signatures::feed, signatures::verify,
     ),
     components(schemas(bulk::LineResult<'_>)),
-    modifiers(&Bearer),
+    modifiers(&Bearer, &PerRing),
     tags(
         (name = "records", description = "Bring records"),
         (name = "signatures", description = "Take signatures along, and check them"),

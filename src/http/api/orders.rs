@@ -17,9 +17,9 @@ use crate::http::{Caller, Shared};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Scope {
-    /// The node that answers.
+    /// The node that answers, with all rings that it signs.
     Node,
-    /// All nodes, through the database.
+    /// All nodes, through the database: of the ring, or for a drain as such.
     All,
 }
 
@@ -94,10 +94,11 @@ async fn set_paused(
         let signing = signing(shared)?;
         let action = if paused { "node.paused" } else { "node.resumed" };
         write_down(shared, caller, action).await?;
-        let supervisor = &signing.supervisor;
-        let sent =
-            if paused { supervisor.send(Pause).await } else { supervisor.send(Resume).await };
-        sent.map_err(|_| stopped())?;
+        for supervisor in signing.supervisors.iter() {
+            let sent =
+                if paused { supervisor.send(Pause).await } else { supervisor.send(Resume).await };
+            sent.map_err(|_| stopped())?;
+        }
         let now = if paused { "is paused" } else { "goes on" };
         return Ok(Obeyed::response(format!("node {} {now}", shared.node_name)));
     }
@@ -142,13 +143,15 @@ pub(super) async fn drain(
         Scope::Node => {
             let signing = signing(&shared)?;
             write_down(&shared, &caller.0, "node.drained").await?;
-            let drain = signing.supervisor.send(Drain { deadline: shared.lease });
-            // Not waited for: the end of the drain is the end of this server.
-            actix_web::rt::spawn(async move {
-                if drain.await.is_err() {
-                    tracing::debug!("drained a supervisor that has stopped");
-                }
-            });
+            for supervisor in signing.supervisors.iter() {
+                let drain = supervisor.send(Drain { deadline: shared.lease });
+                // Not waited for: the end of the drain is the end of this server.
+                actix_web::rt::spawn(async move {
+                    if drain.await.is_err() {
+                        tracing::debug!("drained a supervisor that has stopped");
+                    }
+                });
+            }
             format!("node {} drains", shared.node_name)
         }
     };

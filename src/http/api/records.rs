@@ -103,7 +103,7 @@ pub(super) async fn add(
     let id = added.id().0;
     match added {
         Added::New(_) => Ok(HttpResponse::Created()
-            .insert_header((LOCATION, format!("/v1/records/{id}")))
+            .insert_header((LOCATION, format!("{}/records/{id}", shared.api())))
             .json(Accepted { id, status: "added" })),
         Added::Unchanged(_) => Ok(HttpResponse::Ok().json(Accepted { id, status: "unchanged" })),
         Added::Conflict(_) => Err(conflict(id)),

@@ -8,8 +8,10 @@ use std::time::{Duration, Instant};
 use actix_web::web::Data;
 use tokio::sync::watch;
 
-use super::overview::{Action, InFlight, KeyDot, NodeRow, Overview, Quarantined};
+use super::overview::{Action, InFlight, KeyDot, NodeRow, Overview, Quarantined, RingLink};
+use super::place_of;
 use crate::actors::off_thread;
+use crate::config::is_ring_name;
 use crate::db::{AdminEntry, BatchView, KeyGlance, Node, OpenUse, Store, StoreError};
 use crate::http::Shared;
 use crate::http::metrics::DatabaseNumbers;
@@ -164,6 +166,9 @@ pub(super) async fn take(shared: &Shared) -> Overview {
         node: shared.node_name.clone(),
         version: shared.version,
         ring: shared.ring.name.clone(),
+        base: if shared.is_first() { String::new() } else { place_of(&shared.ring.name, false) },
+        api: shared.api(),
+        rings: ring_links(shared),
         state: shared.node_state().await.state,
         database_answers: numbers.is_some() && lists.is_some(),
         rate: recent.iter().sum::<f64>() / recent.len().max(1) as f64,
@@ -177,6 +182,17 @@ pub(super) async fn take(shared: &Shared) -> Overview {
         add_lists(&mut overview, shared, lists);
     }
     overview
+}
+
+fn ring_links(shared: &Shared) -> Vec<RingLink> {
+    let names = shared.ring_names.iter().enumerate();
+    let served = names.filter(|(n, name)| *n == 0 || is_ring_name(name));
+    let link = |(n, name): (usize, &String)| RingLink {
+        name: name.clone(),
+        place: place_of(name, n == 0),
+        is_shown: *name == shared.ring.name,
+    };
+    served.map(link).collect()
 }
 
 fn add_numbers(overview: &mut Overview, numbers: &DatabaseNumbers) {

@@ -31,10 +31,11 @@ use zeroize::Zeroizing;
 pub(super) use board::{Board, watch};
 
 use self::overview::{Overview, Viewer};
-use super::Shared;
 use super::auth::{COOKIE, Caller, caller_of, is_of_this_site};
-use super::problem::Problem;
+use super::problem::{self, Problem};
 use super::routes::{get, get_and_post, post};
+use super::{Rings, Shared};
+use crate::config::is_ring_name;
 use crate::types::Role;
 
 /// How many may look at once.
@@ -48,16 +49,32 @@ const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; i
                       connect-src 'self'; form-action 'self'; frame-ancestors 'none'; \
                       base-uri 'none'";
 
-/// The page, what it needs, and the way in and out.
-pub(super) fn endpoints(config: &mut ServiceConfig) {
-    config
-        .service(get("/", dashboard))
-        .service(get("/events", events))
-        .service(get_and_post("/login", show_login, login))
-        .service(post("/logout", logout))
-        .service(get(&STYLE.path, style))
-        .service(get(&SCRIPT.path, script))
-        .service(get(&ICON.path, icon));
+/// The page of each ring, what it needs, and the way in and out.
+pub(super) fn endpoints(rings: &Rings) -> impl FnOnce(&mut ServiceConfig) {
+    let rings = rings.0.clone();
+    move |config| {
+        for shared in rings.iter().filter(|shared| is_ring_name(&shared.ring.name)) {
+            let ring = web::scope(&format!("/rings/{}", shared.ring.name))
+                .app_data(Data::clone(shared))
+                .service(get("", dashboard))
+                .service(get("/events", events))
+                .default_service(web::to(problem::not_found));
+            config.service(ring);
+        }
+        config
+            .service(get("/", dashboard))
+            .service(get("/events", events))
+            .service(get_and_post("/login", show_login, login))
+            .service(post("/logout", logout))
+            .service(get(&STYLE.path, style))
+            .service(get(&SCRIPT.path, script))
+            .service(get(&ICON.path, icon));
+    }
+}
+
+/// Where the page of a ring is.
+fn place_of(ring: &str, is_first: bool) -> String {
+    if is_first { "/".to_owned() } else { format!("/rings/{ring}") }
 }
 
 /// A file of the page under a path that changes with it, so that a browser may keep it.

@@ -9,6 +9,12 @@ pub(super) struct Overview {
     pub(super) version: &'static str,
     /// The ring.
     pub(super) ring: String,
+    /// Where the ring's events are, without `/events`.
+    pub(super) base: String,
+    /// Where the ring's API is: `/v1`, or `/v1/rings/NAME`.
+    pub(super) api: String,
+    /// All rings that the node serves.
+    pub(super) rings: Vec<RingLink>,
     /// `running`, `paused`, `draining`, `stopped`, or `no signing`.
     pub(super) state: &'static str,
     /// The whole ring is paused, on every node.
@@ -39,6 +45,14 @@ pub(super) struct Overview {
     pub(super) quarantine: Vec<Quarantined>,
     /// What administrators did, newest first.
     pub(super) actions: Vec<Action>,
+}
+
+/// The way to the page of a ring.
+#[derive(Clone, Debug, Default)]
+pub(super) struct RingLink {
+    pub(super) name: String,
+    pub(super) place: String,
+    pub(super) is_shown: bool,
 }
 
 /// A key of the ring.

@@ -23,8 +23,8 @@ pub(super) struct Files {
     pub(super) icon: &'static str,
 }
 
-/// What stands in every document of ours.
-fn document(title: &str, files: &Files, has_script: bool, body: Markup) -> Markup {
+/// What stands in every document of ours; `live` says where the events of one that changes are.
+fn document(title: &str, files: &Files, live: Option<&str>, body: Markup) -> Markup {
     html! {
         (DOCTYPE)
         html lang="en" {
@@ -35,9 +35,9 @@ fn document(title: &str, files: &Files, has_script: bool, body: Markup) -> Marku
                 title { (title) }
                 link rel="icon" type="image/svg+xml" href=(files.icon);
                 link rel="stylesheet" href=(files.style);
-                @if has_script { script src=(files.script) defer {} }
+                @if live.is_some() { script src=(files.script) defer {} }
             }
-            body { (body) }
+            body data-base=[live] { (body) }
         }
     }
 }
@@ -76,6 +76,13 @@ pub(super) fn page(overview: &Overview, viewer: &Viewer, files: &Files) -> Marku
                 }
             }
         }
+        @if overview.rings.len() > 1 {
+            nav class="rings" aria-label="Rings" {
+                @for ring in &overview.rings {
+                    a href=(ring.place) aria-current=[ring.is_shown.then_some("page")] { (ring.name) }
+                }
+            }
+        }
         main id="main" {
             div id="banner" { (section("banner")) }
             section aria-label="Numbers" { div id="numbers" { (section("numbers")) } }
@@ -101,7 +108,7 @@ pub(super) fn page(overview: &Overview, viewer: &Viewer, files: &Files) -> Marku
             }
         }
     };
-    document(&title, files, true, body)
+    document(&title, files, Some(&overview.base), body)
 }
 
 /// The way in.
@@ -127,7 +134,7 @@ pub(super) fn login(failed: bool, files: &Files) -> Markup {
             }
         }
     };
-    document("Sign in - Chancery", files, false, body)
+    document("Sign in - Chancery", files, None, body)
 }
 
 #[cfg(test)]

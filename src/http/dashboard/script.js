@@ -58,7 +58,7 @@ function say(words, kind) {
 }
 
 function connect() {
-    const events = new EventSource('/events');
+    const events = new EventSource(`${document.body.dataset.base}/events`);
     events.addEventListener('open', () => say('live', 'good'));
     events.addEventListener('section', (event) => {
         const { id, html } = JSON.parse(event.data);

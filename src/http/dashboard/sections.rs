@@ -20,7 +20,7 @@ pub(super) fn sections(overview: &Overview, viewer: &Viewer) -> Vec<(&'static st
         ("keys", keys(overview)),
         ("in-flight", tables::in_flight(&overview.in_flight)),
         ("nodes", tables::nodes(&overview.nodes)),
-        ("quarantine", tables::quarantine(&overview.quarantine, viewer)),
+        ("quarantine", tables::quarantine(&overview.quarantine, &overview.api, viewer)),
         ("actions", tables::actions(&overview.actions)),
     ]
 }
@@ -49,21 +49,22 @@ fn orders(overview: &Overview, viewer: &Viewer) -> Markup {
     if !viewer.may_operate {
         return html! { p class="quiet" { "Orders need a token of the role operator." } };
     }
-    let node = &overview.node;
+    let (node, api) = (&overview.node, &overview.api);
+    let (pause, resume) = (format!("{api}/pause"), format!("{api}/resume"));
     let signs = !matches!(overview.state, "no signing" | "stopped");
     html! {
         @if overview.ring_paused {
-            (order("/v1/resume", "all", "Resume ring", None))
+            (order(&resume, "all", "Resume ring", None))
         } @else {
-            (order("/v1/pause", "all", "Pause ring",
+            (order(&pause, "all", "Pause ring",
                    Some("Pause the ring on all nodes? What is in flight is finished, and nothing new is \
                          started until the ring is resumed.")))
         }
         @if signs {
             @if overview.state == "paused" {
-                (order("/v1/resume", "node", "Resume node", None))
+                (order(&resume, "node", "Resume node", None))
             } @else {
-                (order("/v1/pause", "node", "Pause node", None))
+                (order(&pause, "node", "Pause node", None))
             }
             (order("/v1/drain", "node", "Drain node",
                    Some(&format!("Drain node {node}? It finishes what is in flight and ends, and this \

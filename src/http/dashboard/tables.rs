@@ -77,7 +77,7 @@ fn health(node: &NodeRow) -> (&'static str, &'static str) {
     }
 }
 
-pub(super) fn quarantine(batches: &[Quarantined], viewer: &Viewer) -> Markup {
+pub(super) fn quarantine(batches: &[Quarantined], api: &str, viewer: &Viewer) -> Markup {
     if batches.is_empty() {
         return empty("Nothing is in quarantine.");
     }
@@ -90,7 +90,7 @@ pub(super) fn quarantine(batches: &[Quarantined], viewer: &Viewer) -> Markup {
                 td class="wrap" { (batch.failure) }
                 td {
                     @if viewer.may_operate {
-                        button type="button" data-post=(format!("/v1/batches/{}/retry", batch.batch))
+                        button type="button" data-post=(format!("{api}/batches/{}/retry", batch.batch))
                             aria-label=(format!("Retry batch {}", batch.batch)) { "Retry" }
                     }
                 }
@@ -127,7 +127,7 @@ mod tests {
         let viewer = Viewer { name: String::new(), may_operate: true };
         let failure = "<script>alert('x')</script>\" onload=\"x".to_owned();
         let batch = Quarantined { batch: 7, records: 1, attempts: 5, failure };
-        let html = quarantine(&[batch], &viewer).into_string();
+        let html = quarantine(&[batch], "/v1", &viewer).into_string();
         assert!(!html.contains("<script>") && !html.contains("\" onload"), "{html}");
         assert!(html.contains("&lt;script&gt;"), "{html}");
         assert!(html.contains("data-post=\"/v1/batches/7/retry\""), "{html}");
@@ -139,7 +139,7 @@ mod tests {
     #[test]
     fn a_reader_is_shown_no_button() {
         let reader = Viewer { name: String::new(), may_operate: false };
-        let html = quarantine(&[Quarantined::default()], &reader).into_string();
+        let html = quarantine(&[Quarantined::default()], "/v1", &reader).into_string();
         assert!(html.contains("<table") && !html.contains("<button"), "{html}");
     }
 
@@ -160,7 +160,7 @@ mod tests {
     #[test]
     fn every_table_says_that_it_is_empty() {
         let viewer = Viewer::default();
-        for table in [in_flight(&[]), nodes(&[]), quarantine(&[], &viewer), actions(&[])] {
+        for table in [in_flight(&[]), nodes(&[]), quarantine(&[], "/v1", &viewer), actions(&[])] {
             let html = table.into_string();
             assert!(html.contains("class=\"empty\"") && !html.contains("<table"), "{html}");
         }

@@ -18,7 +18,7 @@ fn bed() -> Testbed {
 
 fn exported(bed: &Testbed, format: ExportFormat, page_bytes: usize) -> (u64, String) {
     let mut out = Vec::new();
-    let written = export_by(&*bed.store, format, &mut out, &|_| {}, page_bytes).unwrap();
+    let written = export_by(&*bed.store, None, format, &mut out, &|_| {}, page_bytes).unwrap();
     (written, String::from_utf8(out).unwrap())
 }
 
@@ -86,7 +86,7 @@ fn an_export_is_the_same_whatever_the_size_of_its_pages() {
 fn the_callback_is_told_how_many_records_are_written() {
     let told = RefCell::new(Vec::new());
     let progress = |written| told.borrow_mut().push(written);
-    export_by(&*bed().store, ExportFormat::Jsonl, &mut io::sink(), &progress, 25).unwrap();
+    export_by(&*bed().store, None, ExportFormat::Jsonl, &mut io::sink(), &progress, 25).unwrap();
     assert_eq!(*told.borrow(), [3, 6]);
 }
 
@@ -106,7 +106,8 @@ fn a_signature_that_cannot_be_exported_is_an_error_and_never_left_out() {
     ] {
         let bed = bed();
         bed.tamper(sql);
-        let error = export(&*bed.store, ExportFormat::Csv, &mut io::sink(), &|_| {}).unwrap_err();
+        let error =
+            export(&*bed.store, None, ExportFormat::Csv, &mut io::sink(), &|_| {}).unwrap_err();
         assert!(
             matches!(error, ExportError::Incomplete { record: found, .. } if found.0 == record),
             "{error}"
@@ -127,7 +128,7 @@ fn an_output_that_fails_ends_the_export() {
     }
     let bed = bed();
     for format in ExportFormat::ALL {
-        let error = export(&*bed.store, *format, &mut Full, &|_| {}).unwrap_err();
+        let error = export(&*bed.store, None, *format, &mut Full, &|_| {}).unwrap_err();
         assert!(
             matches!(&error, ExportError::Write(cause) if cause.kind() == io::ErrorKind::StorageFull),
             "{error}"

@@ -15,7 +15,7 @@ fn bed() -> Testbed {
 }
 
 fn run(bed: &Testbed) -> VerifyReport {
-    verify(&*bed.store, 2, &|_| {}).unwrap()
+    verify(&*bed.store, None, 2, &|_| {}).unwrap()
 }
 
 /// What verify finds after the SQL has run, as (record, batch, reason).
@@ -32,7 +32,8 @@ fn bad_after(sql: &str) -> Vec<(i64, i64, BadReason)> {
 fn every_signature_of_a_healthy_database_is_valid() {
     let bed = bed();
     let told = Mutex::new(Vec::new());
-    let report = verify(&*bed.store, 0, &|checked| told.lock().unwrap().push(checked)).unwrap();
+    let report =
+        verify(&*bed.store, None, 0, &|checked| told.lock().unwrap().push(checked)).unwrap();
     assert_eq!((report.checked, report.valid, report.keys), (12, 12, 3));
     assert!(report.is_clean() && report.bad.is_empty());
     assert_eq!(*told.lock().unwrap(), [12]);
@@ -133,7 +134,7 @@ fn all_bad_signatures_are_counted_and_the_first_thousand_listed_whatever_the_thr
     bed.sign_all();
     bed.tamper("UPDATE signatures SET batch_id = batch_id + 100 WHERE record_id % 2 = 0");
     for threads in [1, 3] {
-        let report = verify(&*bed.store, threads, &|_| {}).unwrap();
+        let report = verify(&*bed.store, None, threads, &|_| {}).unwrap();
         assert_eq!((report.checked, report.valid, report.bad_count), (9_000, 4_500, 4_500));
         let listed: Vec<i64> = report.bad.iter().map(|bad| bad.record.0).collect();
         assert_eq!(listed, (1..=1_000).map(|n| 2 * n).collect::<Vec<_>>());
@@ -163,7 +164,7 @@ fn a_database_that_is_being_signed_verifies_at_any_time() {
 fn an_error_of_the_store_ends_the_run() {
     let bed = bed();
     bed.tamper("DROP VIEW signed_records; DROP TABLE key_uses");
-    assert!(matches!(verify(&*bed.store, 3, &|_| {}), Err(StoreError::Database(_))));
+    assert!(matches!(verify(&*bed.store, None, 3, &|_| {}), Err(StoreError::Database(_))));
 }
 
 #[test]

@@ -69,23 +69,24 @@ fn status_nodes_metrics_and_health_say_the_same(site: Site) {
     let page = served.get("/metrics");
     assert_eq!(page.status, 200);
     for line in [
-        "chancery_records_signed_total 60",
-        "chancery_batches_total{outcome=\"stored\"} ",
-        "chancery_keys{status=\"active\"} 4.0",
-        "chancery_keys_free 4.0",
+        "chancery_records_signed_total{ring=\"default\"} 60",
+        "chancery_batches_total{ring=\"default\",outcome=\"stored\"} ",
+        "chancery_keys{ring=\"default\",status=\"active\"} 4.0",
+        "chancery_keys_free{ring=\"default\"} 4.0",
         "chancery_database_up 1.0",
         "chancery_node_state{state=\"running\"} 1.0",
         "chancery_build_info{version=",
-        "chancery_sign_seconds_count ",
-        "chancery_store_seconds_count ",
-        "chancery_check_out_seconds_count ",
+        "chancery_sign_seconds_count{ring=\"default\"} ",
+        "chancery_store_seconds_count{ring=\"default\"} ",
+        "chancery_check_out_seconds_count{ring=\"default\"} ",
         "chancery_http_requests_total{method=\"GET\",path=\"/v1/status\",status=\"200\"} ",
         "# EOF",
     ] {
         assert!(page.text.contains(line), "{line} is not in {}", page.text);
     }
     wait_until("the ages of the batches are measured", || {
-        !served.get("/metrics").text.contains("chancery_end_to_end_seconds_count 0\n")
+        let none = "chancery_end_to_end_seconds_count{ring=\"default\"} 0\n";
+        !served.get("/metrics").text.contains(none)
     });
     let ready = served.ask(reqwest::Method::GET, "/ready").send().unwrap();
     assert_eq!(ready.status(), 200);

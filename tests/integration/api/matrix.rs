@@ -16,7 +16,8 @@ on_both_databases! {
 }
 
 /// Each operation with the role that it needs, and a request that does no harm.
-const OPERATIONS: [(&str, &str, &str); 26] = [
+const OPERATIONS: [(&str, &str, &str); 27] = [
+    ("GET", "/v1/rings", "reader"),
     ("GET", "/v1/status", "reader"),
     ("GET", "/v1/nodes", "reader"),
     ("GET", "/v1/keys", "reader"),
@@ -45,8 +46,33 @@ const OPERATIONS: [(&str, &str, &str); 26] = [
     ("POST", "/v1/verify", "reader"),
 ];
 
+/// What is of the node or of the whole database. Everything else is there for each ring as well, under
+/// `/v1/rings/{ring}`.
+const OF_NO_RING: [&str; 7] = [
+    "/v1/rings",
+    "/v1/nodes",
+    "/v1/drain",
+    "/v1/audits",
+    "/v1/audits/latest",
+    "/v1/audits/{id}",
+    "/v1/admin-log",
+];
+
 /// Those that the description leaves out: pages and what machines read.
-const OTHERS: [(&str, &str, &str); 2] = [("GET", "/metrics", "reader"), ("GET", "/", "reader")];
+const OTHERS: [(&str, &str, &str); 3] =
+    [("GET", "/metrics", "reader"), ("GET", "/", "reader"), ("GET", "/rings/{ring}", "reader")];
+
+/// All operations, those of a ring under its name included.
+fn operations() -> Vec<(&'static str, String, &'static str)> {
+    let mut all = Vec::new();
+    for (method, path, role) in OPERATIONS {
+        all.push((method, path.to_owned(), role));
+        if !OF_NO_RING.contains(&path) {
+            all.push((method, path.replacen("/v1", "/v1/rings/{ring}", 1), role));
+        }
+    }
+    all
+}
 
 fn covers(role: &str, needed: &str) -> bool {
     role == needed || (needed == "reader" && ["operator", "key-admin"].contains(&role))
@@ -62,9 +88,10 @@ fn every_endpoint_asks_for_its_role_and_takes_no_other(site: Site) {
             described.insert((method.to_uppercase(), path.clone(), role.to_owned()));
         }
     }
-    let expected: BTreeSet<_> = OPERATIONS
+    let mut operations = operations();
+    let expected: BTreeSet<_> = operations
         .iter()
-        .map(|(method, path, role)| ((*method).to_owned(), (*path).to_owned(), (*role).to_owned()))
+        .map(|(method, path, role)| ((*method).to_owned(), path.clone(), (*role).to_owned()))
         .collect();
     assert_eq!(described, expected, "the table of this test and the description differ");
 
@@ -72,8 +99,10 @@ fn every_endpoint_asks_for_its_role_and_takes_no_other(site: Site) {
     let tokens: Vec<String> =
         roles.iter().map(|role| create_token(&served.site, &[role], &[])).collect();
     let mut asked = 0;
-    for (method, path, needed) in OPERATIONS.iter().chain(&OTHERS) {
+    operations.extend(OTHERS.map(|(method, path, role)| (method, path.to_owned(), role)));
+    for (method, path, needed) in &operations {
         let path = path
+            .replace("{ring}", "default")
             .replace("{kid}", "nobody")
             .replace("{change}", "disable")
             .replace("{external_id}", "nothing")
@@ -82,7 +111,7 @@ fn every_endpoint_asks_for_its_role_and_takes_no_other(site: Site) {
         let request = || served.ask(method.parse::<Method>().unwrap(), &path);
         let status =
             |request: reqwest::blocking::RequestBuilder| request.send().unwrap().status().as_u16();
-        if path == "/" {
+        if ["/", "/rings/default"].contains(&path.as_str()) {
             // A browser is shown the way in.
             let page = request().send().unwrap();
             assert!(page.url().path().ends_with("/login"), "{}", page.url());
@@ -103,11 +132,13 @@ fn every_endpoint_asks_for_its_role_and_takes_no_other(site: Site) {
             asked += 1;
         }
     }
-    assert_eq!(asked, (OPERATIONS.len() + OTHERS.len()) * 4);
+    assert_eq!(asked, (27 + 20 + 3) * 4);
     let unknown = Answer::of(served.ask(Method::GET, "/v1/nothing").send().unwrap());
     unknown.expect_problem(401, "A valid token is needed");
     assert_eq!(unknown.header("www-authenticate"), Some("Bearer realm=\"chancery\""));
     served.get("/v1/nothing").expect_problem(404, "nothing at this path");
+    served.get("/v1/rings/default/nothing").expect_problem(404, "nothing at this path");
+    served.get("/v1/rings/nobody/status").expect_problem(404, "no ring \"nobody\"");
     served.stop();
 }
 

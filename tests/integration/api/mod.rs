@@ -8,6 +8,7 @@ mod lists;
 mod matrix;
 mod orders;
 mod records;
+mod rings;
 mod schema;
 mod secrets;
 mod signatures;

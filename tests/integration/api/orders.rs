@@ -46,7 +46,7 @@ fn a_ring_that_is_paused_checks_nothing_out_until_it_is_resumed(site: Site) {
         ready.status() == 503 && ready.text().unwrap().contains("the ring is paused")
     });
     wait_until("the metrics say so", || {
-        served.get("/metrics").text.contains("chancery_ring_paused 1.0\n")
+        served.get("/metrics").text.contains("chancery_ring_paused{ring=\"default\"} 1.0\n")
     });
     assert_eq!(served.site.database.number(fences), 0);
     served.post("/v1/resume", &order).expect(200);
