@@ -100,8 +100,8 @@ pub struct Supervisor {
     asking: bool,
     /// Something happened meanwhile, so that another look is due at once.
     ask_again: bool,
-    /// The last checkout found no work and nothing is in flight, so that a read is enough to see
-    /// whether there is any now.
+    /// The last checkout found no work with nothing in flight, or a paused ring, so that a read is
+    /// enough to see whether there is any now.
     quiet: bool,
     idle: Duration,
     /// When the truth about what is left may be asked for again, on the node's clock.
@@ -301,7 +301,11 @@ impl Supervisor {
             None => self.pump(context),
             // The end of a batch in flight frees a key, and brings a look for more.
             Some(Shortage::NoFreeKey) if self.in_flight > 0 => {}
-            Some(Shortage::NoFreeKey | Shortage::Paused) => self.rest(context),
+            Some(Shortage::NoFreeKey) => self.rest(context),
+            Some(Shortage::Paused) => {
+                self.quiet = true;
+                self.rest(context);
+            }
             Some(shortage @ (Shortage::NoWork | Shortage::NoActiveKey)) => {
                 if self.in_flight == 0 {
                     self.quiet = shortage == Shortage::NoWork;
