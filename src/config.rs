@@ -4,6 +4,7 @@
 //! operator stands in `chancery.example.toml`; a test keeps the two in step.
 
 mod database_url;
+mod endpoint_url;
 mod error;
 mod load;
 mod value;
@@ -17,6 +18,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use self::database_url::{DatabaseUrl, DatabaseUrlError};
+pub use self::endpoint_url::{EndpointUrl, EndpointUrlError};
 pub use self::error::{ConfigError, Origin};
 pub use self::load::{DEFAULT_FILE, Key, Loaded, Overrides, process_environment};
 pub use self::value::Auto;
@@ -228,8 +230,7 @@ impl Default for HttpConfig {
 #[serde(default, deny_unknown_fields)]
 pub struct TelemetryConfig {
     /// Where spans are sent, as OTLP over HTTP.
-    #[serde(deserialize_with = "value::optional_http_url")]
-    pub otlp_endpoint: Option<String>,
+    pub otlp_endpoint: Option<EndpointUrl>,
     /// The service's name among them.
     #[serde(deserialize_with = "value::text")]
     pub service_name: String,

@@ -74,8 +74,8 @@ impl Loaded {
     }
 }
 
-/// What the command line says, each value as it was written there.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// What the command line says, each value as it was written there; so it has no `Debug`.
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Overrides {
     /// `--database-url`
     pub database_url: Option<String>,

@@ -172,16 +172,6 @@ pub(super) fn optional_path<'de, D: Deserializer<'de>>(
     })
 }
 
-/// The URL of an HTTP endpoint, for a key without a default.
-pub(super) fn optional_http_url<'de, D: Deserializer<'de>>(
-    from: D,
-) -> Result<Option<String>, D::Error> {
-    checked(from, "a URL such as http://localhost:4318/v1/traces", |text| {
-        let is_one = text.starts_with("http://") && is_plain(text) && !text.contains(' ');
-        is_one.then(|| Some(text.to_owned()))
-    })
-}
-
 /// An IP address with a port.
 pub(super) fn socket_address<'de, D: Deserializer<'de>>(from: D) -> Result<SocketAddr, D::Error> {
     checked(from, "an IP address with a port, such as 127.0.0.1:8080 or [::1]:8080", |text| {
