@@ -2,8 +2,6 @@
 //!
 //! Everything that can be counted is counted elsewhere, in the actors' snapshots and the database.
 
-use std::time::Duration;
-
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
@@ -64,10 +62,4 @@ impl Timings {
             registry.register(format!("chancery_{name}_seconds"), help, histogram.clone());
         }
     }
-}
-
-/// An answer's time as histograms take it.
-#[must_use]
-pub fn seconds(duration: Duration) -> f64 {
-    duration.as_secs_f64()
 }

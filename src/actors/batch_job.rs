@@ -23,7 +23,7 @@ use super::troubles::Troubles;
 use crate::clock::Clock;
 use crate::db::{KeyUse, SignedBatch, StoreError};
 use crate::failpoint::reach;
-use crate::metrics::{Timings, seconds};
+use crate::metrics::Timings;
 use crate::signing::Signature;
 use crate::types::{NodeId, Outcome, Position, Record, RecordId};
 
@@ -204,14 +204,14 @@ async fn sign_and_store(stations: &Stations, checkout: &Checkout) -> Result<(), 
     let begun = stations.clock.now();
     let signatures = sign(stations, checkout).instrument(tracing::info_span!("sign")).await?;
     let signed = stations.clock.now();
-    stations.timings.sign.observe(seconds(signed.saturating_sub(begun)));
+    stations.timings.sign.observe(signed.saturating_sub(begun).as_secs_f64());
     reach("batch", "signed");
     let key_use = checkout.batch.key_use;
     let batch = SignedBatch { key_use, signatures };
     // No watchdog here: the writer answers when the database has.
     let stored = stations.writer.send(StoreBatch(batch)).instrument(tracing::info_span!("store"));
     let reply = stored.await;
-    stations.timings.store.observe(seconds(stations.clock.now().saturating_sub(signed)));
+    stations.timings.store.observe(stations.clock.now().saturating_sub(signed).as_secs_f64());
     match reply {
         Ok(StoreReply::Stored) => Ok(()),
         Ok(StoreReply::Fenced(outcome)) => Err(Failure::Fenced(outcome)),

@@ -22,7 +22,7 @@ use crate::db::{
     self, ClaimedBatch, GiveUp, KeyUse, ReclaimScope, Reclaimed, Shortage, Store, StoreError,
 };
 use crate::failpoint::reach;
-use crate::metrics::{Timings, seconds};
+use crate::metrics::Timings;
 use crate::signing::PrivateKey;
 use crate::types::{BatchSize, Fence, NodeId, Outcome, RingId};
 
@@ -374,7 +374,7 @@ fn claim(
     let checked_out = store.check_out(request)?;
     reach("key_manager", "checked_out");
     let took = clock.now() - sent_at;
-    timings.check_out.observe(seconds(took));
+    timings.check_out.observe(took.as_secs_f64());
     let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
     tracing::debug!(batches = checked_out.batches.len(), took_us, "checked out");
     let lookup = |keys: &Mutex<KeySet>, batch: &ClaimedBatch| {

@@ -25,7 +25,7 @@ use super::troubles::{Place, Reminder, Troubles};
 use crate::clock::Clock;
 use crate::db::{NodeReport, Remaining, Shortage, Store, StoreError};
 use crate::failpoint::reach;
-use crate::metrics::{Timings, seconds};
+use crate::metrics::Timings;
 use crate::types::{NodeId, RingId};
 
 /// How long to stay idle at first, and at most; each idle look doubles it.
@@ -255,7 +255,7 @@ impl Supervisor {
         if !granted.checkouts.is_empty()
             && let Some(since) = self.lacks_key_since.take()
         {
-            self.stations.timings.key_wait.observe(seconds(now.saturating_sub(since)));
+            self.stations.timings.key_wait.observe(now.saturating_sub(since).as_secs_f64());
         }
         match granted.shortage {
             Some(Shortage::NoFreeKey) => {
