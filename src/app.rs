@@ -23,7 +23,7 @@ use crate::actors::supervisor::{
 };
 use crate::actors::troubles::Troubles;
 use crate::clock::{BootClock, Clock};
-use crate::config::{Config, EngineName};
+use crate::config::{Config, EngineName, VerifyBeforeStore};
 use crate::db::{HeldSigningLock, NodeReport, ReclaimScope, Ring, Store};
 use crate::http::Signing;
 use crate::keyring::Kek;
@@ -147,7 +147,8 @@ impl Node {
             let engine = match config.signing.engine {
                 EngineName::Dalek => Engine::Dalek,
             };
-            move || Signer { engine, clock: Arc::clone(&clock), sign: sign_records }
+            let verify = config.signing.verify_before_store == VerifyBeforeStore::Batch;
+            move || Signer { engine, clock: Arc::clone(&clock), sign: sign_records, verify }
         });
         let workers = SyncArbiter::start(config.signing.writers, {
             let store = Arc::clone(&store);

@@ -108,6 +108,9 @@ pub struct SigningConfig {
     /// Payload bytes loaded and signed at a time, 64 KiB to 1 GiB.
     #[serde(deserialize_with = "value::whole::<65_536, 1_073_741_824, _, _>")]
     pub slice_bytes: u64,
+    /// How signatures are verified before they are stored.
+    #[serde(deserialize_with = "value::verify_before_store")]
+    pub verify_before_store: VerifyBeforeStore,
 }
 
 impl Default for SigningConfig {
@@ -122,6 +125,7 @@ impl Default for SigningConfig {
             max_in_flight: Auto::Auto,
             max_in_flight_bytes: 64 * 1024 * 1024,
             slice_bytes: 8 * 1024 * 1024,
+            verify_before_store: VerifyBeforeStore::Off,
         }
     }
 }
@@ -294,6 +298,16 @@ pub enum LogFormat {
     Pretty,
     /// One JSON object a line.
     Json,
+}
+
+/// How signatures are verified before they are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VerifyBeforeStore {
+    /// Not at all.
+    Off,
+    /// All that were made at a time together.
+    Batch,
 }
 
 /// The name of an implementation of Ed25519.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use actix::prelude::*;
 use tokio::sync::Mutex as Turns;
 
-use super::key_set::{KeySet, KeySetError};
+use super::key_set::{KeyPair, KeySet, KeySetError};
 use super::messages::{CheckOut, Checkout, Granted, Observe, Return, ReturnKey, Stop};
 use super::off_thread;
 use super::outage::Outages;
@@ -23,7 +23,6 @@ use crate::db::{
 };
 use crate::failpoint::reach;
 use crate::metrics::Timings;
-use crate::signing::PrivateKey;
 use crate::types::{BatchSize, Fence, NodeId, Outcome, RingId};
 
 /// The longest pause between two looks for expired uses.
@@ -272,7 +271,8 @@ impl KeyManager {
             let deadline = Deadline::new(until);
             let key_use = batch.key_use;
             self.open.insert(key_use.fence, OpenCheckout { key_use, deadline: deadline.clone() });
-            granted.checkouts.push(Checkout { batch, key, deadline });
+            let KeyPair { private_key, public_key } = key;
+            granted.checkouts.push(Checkout { batch, key: private_key, public_key, deadline });
         }
         self.snapshot.checked_out += granted.checkouts.len() as u64;
         self.snapshot.damaged_keys += claimed.damaged;
@@ -354,7 +354,7 @@ impl LostCheckouts {
 /// Batches with their keys, as claimed in the database.
 struct Claimed {
     sent_at: Duration,
-    batches: Vec<(ClaimedBatch, Arc<PrivateKey>)>,
+    batches: Vec<(ClaimedBatch, KeyPair)>,
     shortage: Option<Shortage>,
     damaged: u64,
     /// Uses without a key could not be given up.

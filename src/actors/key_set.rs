@@ -14,7 +14,16 @@ pub struct KeySet {
     ring: RingId,
     kek: Arc<Kek>,
     database_id: String,
-    keys: HashMap<KeyId, Arc<PrivateKey>>,
+    keys: HashMap<KeyId, KeyPair>,
+}
+
+/// A key as it signs, and as its signatures are verified.
+#[derive(Clone, Debug)]
+pub struct KeyPair {
+    /// The private half, shared by all who sign with it.
+    pub private_key: Arc<PrivateKey>,
+    /// The public half as the database has it, not as it is derived from the private one.
+    pub public_key: PublicKey,
 }
 
 /// An active key that does not unseal under the KEK that sealed it; it has been disabled.
@@ -106,7 +115,7 @@ impl KeySet {
         let mut active = HashMap::with_capacity(rows.len());
         for row in rows {
             if let Some(key) = self.keys.get(&row.id) {
-                active.insert(row.id, Arc::clone(key));
+                active.insert(row.id, key.clone());
                 continue;
             }
             if let Some(kek_id) = row.kek_id.as_ref().filter(|id| **id != self.kek.id().0) {
@@ -116,7 +125,7 @@ impl KeySet {
             }
             match self.unseal(&row) {
                 Ok(key) => {
-                    active.insert(row.id, Arc::new(key));
+                    active.insert(row.id, key);
                 }
                 Err(reason) => {
                     let disabled = KeyEvent::Disabled;
@@ -130,7 +139,7 @@ impl KeySet {
         of_other_kek.map_or(Ok(damaged), Err)
     }
 
-    fn unseal(&self, row: &SealedKeyRow) -> Result<PrivateKey, String> {
+    fn unseal(&self, row: &SealedKeyRow) -> Result<KeyPair, String> {
         let public_key = PublicKey::from_bytes(&row.public_key)
             .map_err(|error| format!("key {}: public key: {error}", row.kid))?;
         let identity = KeyIdentity {
@@ -144,13 +153,15 @@ impl KeySet {
             .sealed_private_key
             .as_deref()
             .ok_or_else(|| format!("key {}: it has no sealed private key", row.kid))?;
-        unseal(&self.kek, &identity, &public_key, sealed).map_err(|error| error.to_string())
+        let private_key = unseal(&self.kek, &identity, &public_key, sealed);
+        let private_key = Arc::new(private_key.map_err(|error| error.to_string())?);
+        Ok(KeyPair { private_key, public_key })
     }
 
-    /// A key's private half.
+    /// A key.
     #[must_use]
-    pub fn key(&self, id: KeyId) -> Option<Arc<PrivateKey>> {
-        self.keys.get(&id).map(Arc::clone)
+    pub fn key(&self, id: KeyId) -> Option<KeyPair> {
+        self.keys.get(&id).cloned()
     }
 
     /// How many keys are unsealed.

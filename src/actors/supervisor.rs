@@ -3,6 +3,7 @@
 //! Invariant: no more batches are checked out than can start at once, and the end of a run is
 //! declared only by the truth in the database, never by the cursor.
 
+mod faults;
 mod look;
 mod report;
 
@@ -12,6 +13,7 @@ use std::time::Duration;
 use actix::prelude::*;
 use tokio::sync::{oneshot, watch};
 
+pub use self::faults::FaultyMachine;
 use super::batch_job::{self, PayloadPermits, Stations};
 use super::db_writer::DbWriter;
 use super::key_manager::KeyManager;
@@ -88,6 +90,8 @@ pub enum Finished {
     Drained(DrainReport),
     /// It cannot go on.
     Failed(StoreError),
+    /// It must not go on.
+    Faulty(FaultyMachine),
 }
 
 /// The actor.
@@ -118,7 +122,7 @@ pub struct Supervisor {
     drains: Vec<oneshot::Sender<DrainReport>>,
     finished: Option<oneshot::Sender<Finished>>,
     /// Why nothing more is started; told when what is in flight has ended.
-    failure: Option<StoreError>,
+    failure: Option<Finished>,
     snapshot: SupervisorSnapshot,
 }
 
@@ -151,6 +155,10 @@ pub struct SupervisorSnapshot {
     pub fenced_batches: u64,
     /// Batches given up.
     pub given_up_batches: u64,
+    /// Those of them with signatures that did not verify.
+    pub faulty_batches: u64,
+    /// Signatures that did not verify.
+    pub faulty_signatures: u64,
     /// Records swept back before the cursor.
     pub swept_records: u64,
     /// The ring is paused, for all nodes.
@@ -343,16 +351,16 @@ impl Supervisor {
 
     fn fail(&mut self, error: StoreError) {
         tracing::error!(%error, "cannot go on");
-        self.failure.get_or_insert(error);
+        self.failure.get_or_insert(Finished::Failed(error));
         self.end_failure_if_idle();
     }
 
     /// Not before: whoever waits for the end stops the actors that give keys back.
     fn end_failure_if_idle(&mut self) {
         if self.in_flight == 0
-            && let Some(error) = self.failure.take()
+            && let Some(how) = self.failure.take()
         {
-            self.finish(Finished::Failed(error));
+            self.finish(how);
         }
     }
 
@@ -382,10 +390,7 @@ impl Supervisor {
             // Whoever asked may be gone.
             let _ = drain.send(report);
         }
-        let how = match self.failure.take() {
-            Some(error) => Finished::Failed(error),
-            None => Finished::Drained(report),
-        };
+        let how = self.failure.take().unwrap_or(Finished::Drained(report));
         self.finish(how);
     }
 }
@@ -428,20 +433,25 @@ impl Handler<BatchSigned> for Supervisor {
     fn handle(&mut self, message: BatchSigned, context: &mut Self::Context) {
         reach("supervisor", "settled");
         self.in_flight -= 1;
-        match message.end {
+        match &message.end {
             BatchEnd::Stored { records } => {
                 self.idle = SHORTEST_IDLE;
                 self.snapshot.stored_batches += 1;
-                self.snapshot.signed_records += records;
+                self.snapshot.signed_records += *records;
             }
             BatchEnd::Fenced => self.snapshot.fenced_batches += 1,
             BatchEnd::GivenUp { .. } => self.snapshot.given_up_batches += 1,
+            BatchEnd::Faulty { signatures, .. } => {
+                self.snapshot.given_up_batches += 1;
+                self.note_fault(*signatures);
+            }
         }
         if self.state == State::Draining {
             self.end_drains_if_idle();
         } else if self.failure.is_some() {
             self.end_failure_if_idle();
-        } else if let BatchEnd::GivenUp { reason } = &message.end {
+        } else if let BatchEnd::GivenUp { reason } | BatchEnd::Faulty { reason, .. } = &message.end
+        {
             match self.stations.gone() {
                 Some(station) => self.station_is_gone(station, reason),
                 // Not at once: what failed for one reason would fail again for the same.

@@ -152,6 +152,7 @@ pub(super) fn sign(
             ring.name,
             output::counted(remaining.unsigned, "unsigned record")
         ),
+        Finished::Faulty(error) => return Err(error.into()),
         Finished::Failed(error) => {
             let name = &database.name;
             return Err(anyhow::Error::from(error).context(format!("cannot go on with {name}")));

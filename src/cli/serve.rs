@@ -144,6 +144,7 @@ async fn sign_until_the_end(
             let name = database.name;
             Err(anyhow::Error::from(error).context(format!("cannot go on with {name}")))
         }
+        Finished::Faulty(error) => Err(error.into()),
         Finished::Drained(report) if report.left_in_flight > 0 => {
             let batches = output::counted(report.left_in_flight, "batch");
             Err(anyhow::anyhow!("{batches} left unfinished; their leases bring the keys back"))

@@ -136,7 +136,7 @@ impl fmt::Display for Key {
 }
 
 /// Every key, in the order of the documentation; those of a section stand together.
-pub(super) const KEYS: [Key; 32] = [
+pub(super) const KEYS: [Key; 33] = [
     Key::new("database", "url"),
     Key::new("database", "wait_s"),
     Key::new("database", "pool_size"),
@@ -150,6 +150,7 @@ pub(super) const KEYS: [Key; 32] = [
     Key::new("signing", "max_in_flight"),
     Key::new("signing", "max_in_flight_bytes"),
     Key::new("signing", "slice_bytes"),
+    Key::new("signing", "verify_before_store"),
     Key::new("lease", "duration_s"),
     Key::new("lease", "max_attempts"),
     Key::new("keys", "kek_file"),

@@ -10,7 +10,7 @@ use serde::{Serialize, Serializer};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
-use super::{EngineName, LogFormat};
+use super::{EngineName, LogFormat, VerifyBeforeStore};
 use crate::types::BatchSize;
 
 /// A number, or the word `auto` for one that the machine suggests.
@@ -192,6 +192,17 @@ pub(super) fn log_format<'de, D: Deserializer<'de>>(from: D) -> Result<LogFormat
 pub(super) fn engine<'de, D: Deserializer<'de>>(from: D) -> Result<EngineName, D::Error> {
     checked(from, "\"dalek\"", |word| match word {
         "dalek" => Some(EngineName::Dalek),
+        _ => None,
+    })
+}
+
+/// How signatures are verified before they are stored.
+pub(super) fn verify_before_store<'de, D: Deserializer<'de>>(
+    from: D,
+) -> Result<VerifyBeforeStore, D::Error> {
+    checked(from, "\"off\" or \"batch\"", |word| match word {
+        "off" => Some(VerifyBeforeStore::Off),
+        "batch" => Some(VerifyBeforeStore::Batch),
         _ => None,
     })
 }

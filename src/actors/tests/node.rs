@@ -41,6 +41,7 @@ pub(super) struct Plan {
     pub(super) lease: Duration,
     pub(super) watchdog: Duration,
     pub(super) until_done: bool,
+    pub(super) verify: bool,
 }
 
 impl Default for Plan {
@@ -55,6 +56,7 @@ impl Default for Plan {
             lease: Duration::from_secs(60),
             watchdog: Duration::from_secs(60),
             until_done: true,
+            verify: false,
         }
     }
 }
@@ -113,7 +115,12 @@ impl<'a> TestNode<'a> {
         });
         let signer = SyncArbiter::start(plan.signers, {
             let clock = Arc::clone(&clock);
-            move || Signer { engine: Engine::Dalek, clock: Arc::clone(&clock), sign: scripted_sign }
+            move || Signer {
+                engine: Engine::Dalek,
+                clock: Arc::clone(&clock),
+                sign: scripted_sign,
+                verify: plan.verify,
+            }
         });
         let workers = SyncArbiter::start(plan.writers, {
             let store = Arc::clone(&store);
