@@ -4,6 +4,7 @@
 //! operator stands in `chancery.example.toml`; a test keeps the two in step.
 
 mod database_url;
+mod endpoint_url;
 mod error;
 mod load;
 mod rings;
@@ -19,6 +20,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use self::database_url::{DatabaseUrl, DatabaseUrlError};
+pub use self::endpoint_url::{EndpointUrl, EndpointUrlError};
 pub use self::error::{ConfigError, Origin};
 pub use self::load::{DEFAULT_FILE, Key, Loaded, Overrides, process_environment};
 pub use self::rings::{RingBatchSizes, RingNames, is_ring_name};
@@ -113,6 +115,9 @@ pub struct SigningConfig {
     /// Payload bytes loaded and signed at a time, 64 KiB to 1 GiB.
     #[serde(deserialize_with = "value::whole::<65_536, 1_073_741_824, _, _>")]
     pub slice_bytes: u64,
+    /// How signatures are verified before they are stored.
+    #[serde(deserialize_with = "value::verify_before_store")]
+    pub verify_before_store: VerifyBeforeStore,
 }
 
 impl SigningConfig {
@@ -136,6 +141,7 @@ impl Default for SigningConfig {
             max_in_flight: Auto::Auto,
             max_in_flight_bytes: 64 * 1024 * 1024,
             slice_bytes: 8 * 1024 * 1024,
+            verify_before_store: VerifyBeforeStore::Off,
         }
     }
 }
@@ -265,8 +271,7 @@ impl Default for HttpConfig {
 #[serde(default, deny_unknown_fields)]
 pub struct TelemetryConfig {
     /// Where spans are sent, as OTLP over HTTP.
-    #[serde(deserialize_with = "value::optional_http_url")]
-    pub otlp_endpoint: Option<String>,
+    pub otlp_endpoint: Option<EndpointUrl>,
     /// The service's name among them.
     #[serde(deserialize_with = "value::text")]
     pub service_name: String,
@@ -330,6 +335,16 @@ pub enum LogFormat {
     Pretty,
     /// One JSON object a line.
     Json,
+}
+
+/// How signatures are verified before they are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VerifyBeforeStore {
+    /// Not at all.
+    Off,
+    /// All that were made at a time together.
+    Batch,
 }
 
 /// The name of an implementation of Ed25519.

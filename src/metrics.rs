@@ -2,8 +2,6 @@
 //!
 //! Everything that can be counted is counted elsewhere, in the actors' snapshots and the database.
 
-use std::time::Duration;
-
 use prometheus_client::metrics::histogram::Histogram;
 
 /// How long each step of a batch took, in seconds. Clones share what they measure.
@@ -61,10 +59,4 @@ impl Timings {
             ),
         ]
     }
-}
-
-/// An answer's time as histograms take it.
-#[must_use]
-pub fn seconds(duration: Duration) -> f64 {
-    duration.as_secs_f64()
 }

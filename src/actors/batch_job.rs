@@ -23,7 +23,8 @@ use super::troubles::Troubles;
 use crate::clock::Clock;
 use crate::db::{KeyUse, SignedBatch, StoreError};
 use crate::failpoint::reach;
-use crate::metrics::{Timings, seconds};
+use crate::keyring::jwk;
+use crate::metrics::Timings;
 use crate::signing::Signature;
 use crate::types::{NodeId, Outcome, Position, Record, RecordId};
 
@@ -100,6 +101,9 @@ enum Failure {
     Batch(String),
     /// The node's or the database's; it does not.
     Node(String),
+    /// Signatures that do not verify. The machine's doing, and yet it counts as an attempt: what
+    /// comes back with the batch, on whatever machine, must not go round for ever.
+    Faulty { reason: String, record: RecordId, signatures: u64 },
     /// Its use had ended.
     Fenced(Outcome),
 }
@@ -108,6 +112,9 @@ impl From<SignFailure> for Failure {
     fn from(failure: SignFailure) -> Self {
         match failure {
             SignFailure::PastDeadline => Failure::Node(failure.to_string()),
+            SignFailure::Faulty { record, signatures } => {
+                Failure::Faulty { reason: failure.to_string(), record, signatures }
+            }
             SignFailure::Panicked(_) | SignFailure::Engine(_) => {
                 Failure::Batch(failure.to_string())
             }
@@ -152,6 +159,16 @@ async fn take_to_its_end(stations: Stations, checkout: Checkout) -> BatchEnd {
         }
         Err(Failure::Batch(reason)) => give_up(&stations, &checkout, records, reason, true).await,
         Err(Failure::Node(reason)) => give_up(&stations, &checkout, records, reason, false).await,
+        Err(Failure::Faulty { reason, record, signatures }) => {
+            let kid = jwk::kid(&checkout.public_key);
+            tracing::error!(
+                %kid, %record, signatures, "made signatures that do not verify; none is stored"
+            );
+            match give_up(&stations, &checkout, records, reason, true).await {
+                BatchEnd::GivenUp { reason } => BatchEnd::Faulty { reason, signatures },
+                other => other,
+            }
+        }
     }
 }
 
@@ -204,14 +221,14 @@ async fn sign_and_store(stations: &Stations, checkout: &Checkout) -> Result<(), 
     let begun = stations.clock.now();
     let signatures = sign(stations, checkout).instrument(tracing::info_span!("sign")).await?;
     let signed = stations.clock.now();
-    stations.timings.sign.observe(seconds(signed.saturating_sub(begun)));
+    stations.timings.sign.observe(signed.saturating_sub(begun).as_secs_f64());
     reach("batch", "signed");
     let key_use = checkout.batch.key_use;
     let batch = SignedBatch { key_use, signatures };
     // No watchdog here: the writer answers when the database has.
     let stored = stations.writer.send(StoreBatch(batch)).instrument(tracing::info_span!("store"));
     let reply = stored.await;
-    stations.timings.store.observe(seconds(stations.clock.now().saturating_sub(signed)));
+    stations.timings.store.observe(stations.clock.now().saturating_sub(signed).as_secs_f64());
     match reply {
         Ok(StoreReply::Stored) => Ok(()),
         Ok(StoreReply::Fenced(outcome)) => Err(Failure::Fenced(outcome)),
@@ -239,6 +256,7 @@ async fn sign(
         after = Some(last.position);
         let message = SignBatch {
             key: Arc::clone(&checkout.key),
+            public_key: checkout.public_key,
             deadline: checkout.deadline.clone(),
             records,
         };

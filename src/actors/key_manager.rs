@@ -12,7 +12,7 @@ use std::time::Duration;
 use actix::prelude::*;
 use tokio::sync::Mutex as Turns;
 
-use super::key_set::{KeySet, KeySetError};
+use super::key_set::{KeyPair, KeySet, KeySetError};
 use super::messages::{CheckOut, Checkout, Granted, Observe, Return, ReturnKey, Stop};
 use super::off_thread;
 use super::outage::Outages;
@@ -23,8 +23,7 @@ use crate::db::{
     StoreError,
 };
 use crate::failpoint::reach;
-use crate::metrics::{Timings, seconds};
-use crate::signing::PrivateKey;
+use crate::metrics::Timings;
 use crate::types::{BatchSize, Fence, NodeId, Outcome, RingId};
 
 /// The longest pause between two looks for expired uses.
@@ -288,7 +287,8 @@ impl KeyManager {
             let deadline = Deadline::new(until);
             let key_use = batch.key_use;
             self.open.insert(key_use.fence, OpenCheckout { key_use, deadline: deadline.clone() });
-            granted.checkouts.push(Checkout { batch, key, deadline });
+            let KeyPair { private_key, public_key } = key;
+            granted.checkouts.push(Checkout { batch, key: private_key, public_key, deadline });
         }
         self.snapshot.checked_out += granted.checkouts.len() as u64;
         self.snapshot.damaged_keys += claimed.damaged;
@@ -388,7 +388,7 @@ impl LostCheckouts {
 /// Batches with their keys, as claimed in the database.
 struct Claimed {
     sent_at: Duration,
-    batches: Vec<(ClaimedBatch, Arc<PrivateKey>)>,
+    batches: Vec<(ClaimedBatch, KeyPair)>,
     shortage: Option<Shortage>,
     damaged: u64,
     /// Uses without a key could not be given up.
@@ -408,7 +408,7 @@ fn claim(
     let checked_out = store.check_out(request)?;
     reach("key_manager", "checked_out");
     let took = clock.now() - sent_at;
-    timings.check_out.observe(seconds(took));
+    timings.check_out.observe(took.as_secs_f64());
     let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
     tracing::debug!(batches = checked_out.batches.len(), took_us, "checked out");
     let lookup = |keys: &Mutex<KeySet>, batch: &ClaimedBatch| {

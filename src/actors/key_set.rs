@@ -6,13 +6,22 @@ use std::sync::Arc;
 use super::sealer::{Sealer, identity, prove_keks};
 use crate::db::{DueKey, SealedKeyRow, Store, StoreError};
 use crate::keyring::{DataKey, DataKeyError, DataKeyPlace, KekId, Keks, Opener, unseal};
-use crate::signing::PrivateKey;
+use crate::signing::{PrivateKey, PublicKey};
 use crate::types::{DataKeyId, KeyEvent, KeyId, Kid, RingId};
 
 /// Unsealed private keys; each is wiped when the last use of it ends after it left the set.
 pub struct KeySet {
-    keys: HashMap<KeyId, Arc<PrivateKey>>,
+    keys: HashMap<KeyId, KeyPair>,
     unsealer: Unsealer,
+}
+
+/// A key as it signs, and as its signatures are verified.
+#[derive(Clone, Debug)]
+pub struct KeyPair {
+    /// The private half, shared by all who sign with it.
+    pub private_key: Arc<PrivateKey>,
+    /// The public half, which is the one that the database has.
+    pub public_key: PublicKey,
 }
 
 /// An active key that does not unseal under the KEK that sealed it; it has been disabled.
@@ -105,12 +114,14 @@ impl KeySet {
         let mut active = HashMap::with_capacity(rows.len());
         for row in rows {
             if let Some(key) = self.keys.get(&row.id) {
-                active.insert(row.id, Arc::clone(key));
+                active.insert(row.id, key.clone());
                 continue;
             }
             match self.unsealer.unseal(&row) {
-                Ok(key) => {
-                    active.insert(row.id, Arc::new(key));
+                Ok(private_key) => {
+                    let public_key = private_key.public_key();
+                    let private_key = Arc::new(private_key);
+                    active.insert(row.id, KeyPair { private_key, public_key });
                 }
                 Err(Sealed::Damaged(reason)) => {
                     let disabled = KeyEvent::Disabled;
@@ -139,10 +150,10 @@ impl KeySet {
         Ok(store.replace_keys(*ring, due, "chancery", &mut make)?)
     }
 
-    /// A key's private half.
+    /// A key.
     #[must_use]
-    pub fn key(&self, id: KeyId) -> Option<Arc<PrivateKey>> {
-        self.keys.get(&id).map(Arc::clone)
+    pub fn key(&self, id: KeyId) -> Option<KeyPair> {
+        self.keys.get(&id).cloned()
     }
 
     /// How many keys are unsealed.

@@ -8,7 +8,7 @@ use actix::Message;
 
 use crate::clock::Deadline;
 use crate::db::{ClaimedBatch, KeyUse, Shortage, SignedBatch, StoreError};
-use crate::signing::{PrivateKey, Signature};
+use crate::signing::{PrivateKey, PublicKey, Signature};
 use crate::types::{BatchRange, Outcome, Position, Record, RecordId, RingId};
 
 /// To the KeyManager: check out up to so many batches, each with the least recently used key.
@@ -35,6 +35,8 @@ pub struct Checkout {
     pub batch: ClaimedBatch,
     /// The key, shared with the KeyManager and nobody else.
     pub key: Arc<PrivateKey>,
+    /// Its public half, as the database has it.
+    pub public_key: PublicKey,
     /// No signature starts after it; renewals move it on.
     pub deadline: Deadline,
 }
@@ -81,6 +83,8 @@ pub struct LoadBatch {
 pub struct SignBatch {
     /// The key.
     pub key: Arc<PrivateKey>,
+    /// Its public half, as the database has it.
+    pub public_key: PublicKey,
     /// When to stop.
     pub deadline: Deadline,
     /// A batch, or a slice of one.
@@ -100,6 +104,17 @@ pub enum SignFailure {
     /// The engine failed.
     #[error("{0}")]
     Engine(String),
+    /// Signatures do not verify: a fault of the machine's, of its memory or its processor.
+    #[error(
+        "{signatures} of its signatures did not verify, first that of record {record}: a fault of memory \
+         or processor"
+    )]
+    Faulty {
+        /// The first record whose signature does not.
+        record: RecordId,
+        /// How many there are.
+        signatures: u64,
+    },
 }
 
 /// To the DbWriter: store a signed batch; it answers when that is settled.
@@ -176,6 +191,13 @@ pub enum BatchEnd {
     GivenUp {
         /// The reason.
         reason: String,
+    },
+    /// Given up, because this machine made signatures that do not verify.
+    Faulty {
+        /// The reason.
+        reason: String,
+        /// How many there are.
+        signatures: u64,
     },
 }
 

@@ -11,7 +11,9 @@ use actix::prelude::*;
 use super::messages::{SignBatch, SignFailure};
 use crate::clock::Clock;
 use crate::failpoint::reach;
-use crate::signing::{Engine, PrivateKey, Signature, SigningError, sign_each};
+use crate::signing::{
+    Engine, PrivateKey, PublicKey, Signature, SigningError, Verifiable, sign_each, verify_all,
+};
 use crate::types::{Record, RecordId};
 
 /// How a slice is signed: [`sign_each`], but for tests.
@@ -43,6 +45,8 @@ pub struct Signer {
     pub clock: Arc<dyn Clock>,
     /// How it signs.
     pub sign: SignFn,
+    /// Whether it verifies what it has signed.
+    pub verify: bool,
 }
 
 impl Actor for Signer {
@@ -53,24 +57,45 @@ impl Handler<SignBatch> for Signer {
     type Result = Result<Vec<(RecordId, Signature)>, SignFailure>;
 
     fn handle(&mut self, message: SignBatch, _: &mut Self::Context) -> Self::Result {
-        let SignBatch { key, deadline, records } = message;
+        let SignBatch { key, public_key, deadline, records } = message;
         let mut may_go_on = || !deadline.has_passed(self.clock.as_ref());
         // A panic would end this thread, and actix never replaces it.
         let signed = catch_unwind(AssertUnwindSafe(|| {
             reach("signer", "signing");
             let signed = (self.sign)(self.engine, &key, &records, &mut may_go_on);
             reach("signer", "signed");
-            signed
-        }));
-        match signed {
-            Ok(Ok(signatures)) => {
-                Ok(records.iter().map(|record| record.position.id).zip(signatures).collect())
+            let signatures = signed.map_err(|error| match error {
+                SigningError::PastDeadline => SignFailure::PastDeadline,
+                error => SignFailure::Engine(error.to_string()),
+            })?;
+            if self.verify {
+                verify(&public_key, &records, &signatures)?;
             }
-            Ok(Err(SigningError::PastDeadline)) => Err(SignFailure::PastDeadline),
-            Ok(Err(error)) => Err(SignFailure::Engine(error.to_string())),
-            Err(panic) => Err(SignFailure::Panicked(panic_message(panic.as_ref()))),
-        }
+            Ok(signatures)
+        }));
+        let signatures =
+            signed.map_err(|panic| SignFailure::Panicked(panic_message(panic.as_ref())))??;
+        Ok(records.iter().map(|record| record.position.id).zip(signatures).collect())
     }
+}
+
+fn verify(
+    public_key: &PublicKey,
+    records: &[Record],
+    signatures: &[Signature],
+) -> Result<(), SignFailure> {
+    let items: Vec<Verifiable<'_>> = records
+        .iter()
+        .zip(signatures)
+        .map(|(record, signature)| Verifiable {
+            public_key: public_key.as_bytes(),
+            payload: &record.payload,
+            signature: signature.as_bytes(),
+        })
+        .collect();
+    let Err(bad) = verify_all(&items) else { return Ok(()) };
+    let first = bad.first().map_or(0, |index| *index);
+    Err(SignFailure::Faulty { record: records[first].position.id, signatures: bad.len() as u64 })
 }
 
 /// What a panic said.

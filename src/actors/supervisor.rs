@@ -3,6 +3,7 @@
 //! Invariant: no more batches are checked out than can start at once, and the end of a run is
 //! declared only by the truth in the database, never by the cursor.
 
+mod faults;
 mod look;
 mod report;
 
@@ -12,6 +13,7 @@ use std::time::Duration;
 use actix::prelude::*;
 use tokio::sync::{oneshot, watch};
 
+pub use self::faults::FaultyMachine;
 use super::batch_job::{self, Stations};
 use super::budget::{Budget, Share};
 use super::db_writer::DbWriter;
@@ -27,7 +29,7 @@ use super::troubles::{Place, Reminder, Troubles};
 use crate::clock::Clock;
 use crate::db::{Remaining, Shortage, Store, StoreError};
 use crate::failpoint::reach;
-use crate::metrics::{Timings, seconds};
+use crate::metrics::Timings;
 use crate::types::{NodeId, RingId};
 
 /// How long to stay idle at first, and at most; each idle look doubles it.
@@ -92,6 +94,8 @@ pub enum Finished {
     Drained(DrainReport),
     /// It cannot go on.
     Failed(StoreError),
+    /// It must not go on.
+    Faulty(FaultyMachine),
 }
 
 /// The actor.
@@ -104,8 +108,8 @@ pub struct Supervisor {
     asking: bool,
     /// Something happened meanwhile, so that another look is due at once.
     ask_again: bool,
-    /// The last checkout found no work and nothing is in flight, so that a read is enough to see
-    /// whether there is any now.
+    /// The last checkout found no work with nothing in flight, or a paused ring, so that a read is
+    /// enough to see whether there is any now.
     quiet: bool,
     idle: Duration,
     /// When the truth about what is left may be asked for again, on the node's clock.
@@ -123,7 +127,7 @@ pub struct Supervisor {
     drains: Vec<oneshot::Sender<DrainReport>>,
     finished: Option<oneshot::Sender<Finished>>,
     /// Why nothing more is started; told when what is in flight has ended.
-    failure: Option<StoreError>,
+    failure: Option<Finished>,
     snapshot: SupervisorSnapshot,
 }
 
@@ -156,6 +160,10 @@ pub struct SupervisorSnapshot {
     pub fenced_batches: u64,
     /// Batches given up.
     pub given_up_batches: u64,
+    /// Those of them with signatures that did not verify.
+    pub faulty_batches: u64,
+    /// Signatures that did not verify.
+    pub faulty_signatures: u64,
     /// Records swept back before the cursor.
     pub swept_records: u64,
     /// The ring is paused, for all nodes.
@@ -264,7 +272,7 @@ impl Supervisor {
         if !granted.checkouts.is_empty()
             && let Some(since) = self.lacks_key_since.take()
         {
-            self.stations.timings.key_wait.observe(seconds(now.saturating_sub(since)));
+            self.stations.timings.key_wait.observe(now.saturating_sub(since).as_secs_f64());
         }
         match granted.shortage {
             Some(Shortage::NoFreeKey) => {
@@ -311,7 +319,11 @@ impl Supervisor {
             None => self.pump(context),
             // The end of a batch in flight frees a key, and brings a look for more.
             Some(Shortage::NoFreeKey) if self.in_flight > 0 => {}
-            Some(Shortage::NoFreeKey | Shortage::Paused) => self.rest(context),
+            Some(Shortage::NoFreeKey) => self.rest(context),
+            Some(Shortage::Paused) => {
+                self.quiet = true;
+                self.rest(context);
+            }
             Some(shortage @ (Shortage::NoWork | Shortage::NoActiveKey)) => {
                 if self.in_flight == 0 {
                     self.quiet = shortage == Shortage::NoWork;
@@ -351,16 +363,16 @@ impl Supervisor {
 
     fn fail(&mut self, error: StoreError) {
         tracing::error!(ring = self.settings.ring_name, %error, "cannot go on");
-        self.failure.get_or_insert(error);
+        self.failure.get_or_insert(Finished::Failed(error));
         self.end_failure_if_idle();
     }
 
     /// Not before: whoever waits for the end stops the actors that give keys back.
     fn end_failure_if_idle(&mut self) {
         if self.in_flight == 0
-            && let Some(error) = self.failure.take()
+            && let Some(how) = self.failure.take()
         {
-            self.finish(Finished::Failed(error));
+            self.finish(how);
         }
     }
 
@@ -391,10 +403,7 @@ impl Supervisor {
             // Whoever asked may be gone.
             let _ = drain.send(report);
         }
-        let how = match self.failure.take() {
-            Some(error) => Finished::Failed(error),
-            None => Finished::Drained(report),
-        };
+        let how = self.failure.take().unwrap_or(Finished::Drained(report));
         self.finish(how);
     }
 }
@@ -437,14 +446,18 @@ impl Handler<BatchSigned> for Supervisor {
     fn handle(&mut self, message: BatchSigned, context: &mut Self::Context) {
         reach("supervisor", "settled");
         self.in_flight -= 1;
-        match message.end {
+        match &message.end {
             BatchEnd::Stored { records } => {
                 self.idle = SHORTEST_IDLE;
                 self.snapshot.stored_batches += 1;
-                self.snapshot.signed_records += records;
+                self.snapshot.signed_records += *records;
             }
             BatchEnd::Fenced => self.snapshot.fenced_batches += 1,
             BatchEnd::GivenUp { .. } => self.snapshot.given_up_batches += 1,
+            BatchEnd::Faulty { signatures, .. } => {
+                self.snapshot.given_up_batches += 1;
+                self.note_fault(*signatures);
+            }
         }
         if self.state != State::Running && self.in_flight == 0 {
             self.share.set_busy(false);
@@ -453,7 +466,8 @@ impl Handler<BatchSigned> for Supervisor {
             self.end_drains_if_idle();
         } else if self.failure.is_some() {
             self.end_failure_if_idle();
-        } else if let BatchEnd::GivenUp { reason } = &message.end {
+        } else if let BatchEnd::GivenUp { reason } | BatchEnd::Faulty { reason, .. } = &message.end
+        {
             match self.stations.gone() {
                 Some(station) => self.station_is_gone(station, reason),
                 // Not at once: what failed for one reason would fail again for the same.

@@ -4,6 +4,7 @@
 //! signed exactly once, no rule broken by a replay of the history, no actor left running.
 
 mod database;
+mod faults;
 mod faulty_store;
 mod flow;
 mod groups;

@@ -24,7 +24,7 @@ use crate::actors::supervisor::{
 };
 use crate::actors::troubles::Troubles;
 use crate::clock::{BootClock, Clock};
-use crate::config::{Config, EngineName};
+use crate::config::{Config, EngineName, VerifyBeforeStore};
 use crate::db::{HeldSigningLock, NodeReport, ReclaimScope, Retirement, Ring, Store, StoreError};
 use crate::http::Signing;
 use crate::keyring::Keks;
@@ -149,10 +149,12 @@ fn software_signers(threads: usize, config: &Config, clock: &Arc<dyn Clock>) -> 
     let engine = match config.signing.engine {
         EngineName::Dalek => Engine::Dalek,
     };
+    let verify = config.signing.verify_before_store == VerifyBeforeStore::Batch;
     SyncArbiter::start(threads, move || Signer {
         engine,
         clock: Arc::clone(&clock),
         sign: sign_records,
+        verify,
     })
 }
 
@@ -307,7 +309,7 @@ impl RingNode {
                 "the supervisor is gone; the log says why".to_owned(),
             ))
         });
-        let has_failed = matches!(finished, Finished::Failed(_));
+        let has_failed = matches!(finished, Finished::Failed(_) | Finished::Faulty(_));
         self.end = Some(finished);
         has_failed
     }

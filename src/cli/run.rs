@@ -193,7 +193,7 @@ impl RingSummary {
                 output::print_line(&format!("no record of ring {ring} in {database} is unsigned"))
             }
             // Told at the end.
-            Finished::NoActiveKey(_) | Finished::Failed(_) => Ok(()),
+            Finished::NoActiveKey(_) | Finished::Failed(_) | Finished::Faulty(_) => Ok(()),
         }
     }
 }
@@ -233,6 +233,9 @@ pub(super) fn sign(
     let time = begin.elapsed();
     let mut summaries = Vec::new();
     for (RingEnd { ring, finished }, node) in ends.into_iter().zip(snapshots) {
+        if let Finished::Faulty(error) = finished {
+            return Err(error.into());
+        }
         if let Finished::Failed(error) = finished {
             let name = &database.name;
             return Err(anyhow::Error::from(error).context(format!("cannot go on with {name}")));

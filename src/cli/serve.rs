@@ -149,6 +149,7 @@ async fn sign_until_the_end(
                 let name = database.name;
                 return Err(anyhow::Error::from(error).context(format!("cannot go on with {name}")));
             }
+            Finished::Faulty(error) => return Err(error.into()),
             Finished::Drained(report) => left_in_flight += report.left_in_flight,
             Finished::Done(_) | Finished::NoActiveKey(_) => {}
         }

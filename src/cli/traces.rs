@@ -55,17 +55,20 @@ impl Traces {
         node: &NodeId,
     ) -> Result<Option<Traces>, UsageError> {
         let Some(endpoint) = &config.otlp_endpoint else { return Ok(None) };
+        // The library quotes the URL, password included.
         let refused = |problem: &dyn fmt::Display| {
+            let problem = problem.to_string().replace(endpoint.as_str(), &endpoint.to_string());
             UsageError(format!(
                 "telemetry.otlp_endpoint is no URL such as http://localhost:4318/v1/traces: {problem}"
             ))
         };
         let tally = Arc::new(Tally::default());
-        let collector = Collector::at(endpoint, TIMEOUT).map_err(|error| refused(&error))?;
+        let collector =
+            Collector::at(endpoint.as_str(), TIMEOUT).map_err(|error| refused(&error))?;
         let exporter = opentelemetry_otlp::SpanExporter::builder()
             .with_http()
             .with_http_client(collector.clone())
-            .with_endpoint(endpoint)
+            .with_endpoint(endpoint.as_str())
             .with_protocol(Protocol::HttpBinary)
             .with_timeout(TIMEOUT)
             .build()

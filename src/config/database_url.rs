@@ -190,7 +190,7 @@ fn check_postgres(rest: &str) -> Result<(), DatabaseUrlError> {
 }
 
 /// Whether a host of the list ends in a number, where it has a port at all.
-fn has_plausible_port(host: &str) -> bool {
+pub(super) fn has_plausible_port(host: &str) -> bool {
     let behind_address = match host.strip_prefix('[').and_then(|host| host.split_once(']')) {
         Some((_, behind)) => behind,
         None => host,

@@ -87,8 +87,8 @@ impl Loaded {
     }
 }
 
-/// What the command line says, each value as it was written there.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// What the command line says, each value as it was written there; so it has no `Debug`.
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Overrides {
     /// `--database-url`
     pub database_url: Option<String>,
@@ -152,7 +152,7 @@ impl fmt::Display for Key {
 }
 
 /// Every key, in the order of the documentation; those of a section stand together.
-pub(super) const KEYS: [Key; 37] = [
+pub(super) const KEYS: [Key; 38] = [
     Key::new("database", "url"),
     Key::new("database", "wait_s"),
     Key::new("database", "pool_size"),
@@ -167,6 +167,7 @@ pub(super) const KEYS: [Key; 37] = [
     Key::new("signing", "max_in_flight"),
     Key::new("signing", "max_in_flight_bytes"),
     Key::new("signing", "slice_bytes"),
+    Key::new("signing", "verify_before_store"),
     Key::new("lease", "duration_s"),
     Key::new("lease", "max_attempts"),
     Key::new("keys", "kek_file"),

@@ -10,7 +10,7 @@ use serde::{Serialize, Serializer};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
-use super::{EngineName, LogFormat, SecretSource};
+use super::{EngineName, LogFormat, SecretSource, VerifyBeforeStore};
 use crate::types::BatchSize;
 
 /// A number, or the word `auto` for one that the machine suggests.
@@ -230,16 +230,6 @@ impl<'de> Visitor<'de> for SecretSources {
     }
 }
 
-/// The URL of an HTTP endpoint, for a key without a default.
-pub(super) fn optional_http_url<'de, D: Deserializer<'de>>(
-    from: D,
-) -> Result<Option<String>, D::Error> {
-    checked(from, "a URL such as http://localhost:4318/v1/traces", |text| {
-        let is_one = text.starts_with("http://") && is_plain(text) && !text.contains(' ');
-        is_one.then(|| Some(text.to_owned()))
-    })
-}
-
 /// An IP address with a port.
 pub(super) fn socket_address<'de, D: Deserializer<'de>>(from: D) -> Result<SocketAddr, D::Error> {
     checked(from, "an IP address with a port, such as 127.0.0.1:8080 or [::1]:8080", |text| {
@@ -260,6 +250,17 @@ pub(super) fn log_format<'de, D: Deserializer<'de>>(from: D) -> Result<LogFormat
 pub(super) fn engine<'de, D: Deserializer<'de>>(from: D) -> Result<EngineName, D::Error> {
     checked(from, "\"dalek\"", |word| match word {
         "dalek" => Some(EngineName::Dalek),
+        _ => None,
+    })
+}
+
+/// How signatures are verified before they are stored.
+pub(super) fn verify_before_store<'de, D: Deserializer<'de>>(
+    from: D,
+) -> Result<VerifyBeforeStore, D::Error> {
+    checked(from, "\"off\" or \"batch\"", |word| match word {
+        "off" => Some(VerifyBeforeStore::Off),
+        "batch" => Some(VerifyBeforeStore::Batch),
         _ => None,
     })
 }

@@ -132,7 +132,8 @@ pub trait Store: Send + Sync + 'static {
     /// it, so that they are signed. Returns how many.
     fn sweep(&self, ring: RingId) -> Result<u64, StoreError>;
 
-    /// Whether a checkout would find a batch now; takes no lock.
+    /// Whether a checkout would find a batch now, which it never does while the ring is paused;
+    /// takes no lock.
     fn has_work(&self, ring: RingId) -> Result<bool, StoreError>;
 
     /// Where the ring stands, by its batches and uses alone: cheap whatever the number of records.

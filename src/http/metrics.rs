@@ -14,8 +14,6 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use crate::metrics::seconds;
-
 pub(super) use page::{DatabaseNumbers, Numbers, metrics};
 
 /// Upper bounds from half a millisecond to a minute, which a long poll may take.
@@ -72,7 +70,7 @@ impl Counters {
             Method::DELETE => "DELETE",
             _ => "other",
         };
-        self.answers.get_or_create(&Path { path: path.clone() }).observe(seconds(took));
+        self.answers.get_or_create(&Path { path: path.clone() }).observe(took.as_secs_f64());
         self.requests.get_or_create(&Request { method, path, status }).inc();
     }
 

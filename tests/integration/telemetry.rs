@@ -157,14 +157,41 @@ fn a_collector_that_is_not_there_or_says_nothing_changes_no_run(site: Site) {
 fn an_endpoint_that_is_no_url_is_the_users_mistake() {
     let site = Site::sqlite().set(ENDPOINT, "http://[::1/v1/traces");
     let ended = site.run(&["status"]).expect_code(2);
-    ended
-        .expect_stderr("telemetry.otlp_endpoint is no URL such as http://localhost:4318/v1/traces");
+    ended.expect_stderr("telemetry.otlp_endpoint: no URL such as http://localhost:4318/v1/traces");
+}
+
+#[test]
+fn a_password_in_the_endpoint_is_sent_and_never_shown() {
+    let collector = Collector::start("200 OK");
+    let with_password = collector.endpoint.replace("http://", "http://user:hunter2@");
+    let site = Site::sqlite().with(1, 10).set(ENDPOINT, &with_password);
+
+    let hidden = collector.endpoint.replace("http://", "http://user:***@");
+    let line = format!("otlp_endpoint = \"{hidden}\"  # environment variable {ENDPOINT}");
+    let shown = site.run(&["config"]).expect_code(0).expect_stdout(&line);
+    let ran = site.set("CHANCERY_LOG__LEVEL", "trace").run(&["run"]).expect_code(0);
+    for ended in [&shown, &ran] {
+        assert!(!format!("{ended}").contains("hunter2"), "{ended}");
+    }
+    // The collector tells names apart by no case.
+    let authorization = "authorization: basic dxnlcjpodw50zxiy\r\n";
+    let heads = collector.heads.lock().unwrap();
+    assert!(!heads.is_empty(), "nothing was sent");
+    assert!(heads.iter().all(|head| head.contains(authorization)), "{heads:?}");
+
+    for bad in ["http://user:hunt@er2@host/", "https://user:hunter2@host/"] {
+        let ended = Site::sqlite().set(ENDPOINT, bad).run(&["run"]).expect_code(2);
+        let ended = ended.expect_stderr("telemetry.otlp_endpoint: no URL such as");
+        assert!(!format!("{ended}").contains("er2"), "{ended}");
+    }
 }
 
 /// A collector that gives every request the same answer.
 struct Collector {
     endpoint: String,
     bodies: Arc<Mutex<Vec<Vec<u8>>>>,
+    /// In small letters.
+    heads: Arc<Mutex<Vec<String>>>,
 }
 
 impl Collector {
@@ -172,16 +199,16 @@ impl Collector {
     fn start(status: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let endpoint = format!("http://{}/v1/traces", listener.local_addr().unwrap());
-        let bodies: Arc<Mutex<Vec<Vec<u8>>>> = Arc::default();
-        let (to, answer) =
-            (Arc::clone(&bodies), format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n"));
+        let (bodies, heads) = (Arc::default(), Arc::default());
+        let to = (Arc::clone(&bodies), Arc::clone(&heads));
+        let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n");
         std::thread::spawn(move || {
             for connection in listener.incoming() {
-                let (to, answer) = (Arc::clone(&to), answer.clone());
-                std::thread::spawn(move || take(connection.unwrap(), &to, &answer));
+                let ((bodies, heads), answer) = (to.clone(), answer.clone());
+                std::thread::spawn(move || take(connection.unwrap(), &bodies, &heads, &answer));
             }
         });
-        Collector { endpoint, bodies }
+        Collector { endpoint, bodies, heads }
     }
 
     fn requests(&self) -> usize {
@@ -197,7 +224,12 @@ impl Collector {
 }
 
 /// Takes one request after the other from a connection.
-fn take(connection: TcpStream, to: &Mutex<Vec<Vec<u8>>>, answer: &str) {
+fn take(
+    connection: TcpStream,
+    bodies: &Mutex<Vec<Vec<u8>>>,
+    heads: &Mutex<Vec<String>>,
+    answer: &str,
+) {
     let mut reader = BufReader::new(connection);
     loop {
         let mut head = String::new();
@@ -212,7 +244,8 @@ fn take(connection: TcpStream, to: &Mutex<Vec<Vec<u8>>>, answer: &str) {
         let length = head.split_once("content-length: ").unwrap().1.lines().next().unwrap();
         let mut body = vec![0; length.parse().unwrap()];
         reader.read_exact(&mut body).unwrap();
-        to.lock().unwrap().push(body);
+        heads.lock().unwrap().push(head);
+        bodies.lock().unwrap().push(body);
         reader.get_mut().write_all(answer.as_bytes()).unwrap();
     }
 }

@@ -35,6 +35,8 @@ impl Supervisor {
                     actor.quiet = false;
                     actor.pump(context);
                 }
+                // Nothing is declared or swept meanwhile, so what is left need not be counted.
+                Ok(false) if actor.snapshot.ring_paused => actor.rest(context),
                 Ok(false) => actor.look_around(Shortage::NoWork, context),
                 Err(error) => actor.could_not(error, context),
             }

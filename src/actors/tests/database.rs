@@ -13,7 +13,7 @@ use crate::db::{Batch, Key, NewRecord, SignedRecord, SqliteStore, Store, StoreOp
 use crate::keyring::{Kek, Keks, LoadedKek, jwk};
 use crate::ledger::{Counts, Ledger};
 use crate::signing::{PrivateKey, Verifiable, verify_all};
-use crate::types::{BatchState, KeyId, NodeId, RingId, Tick};
+use crate::types::{BatchState, KeyId, NodeId, RecordId, RingId, Tick};
 
 /// After how many failures of its own a batch is quarantined in these tests.
 pub(super) const MAX_ATTEMPTS: u32 = 3;
@@ -147,8 +147,15 @@ impl Database {
         ledger.counts()
     }
 
-    /// The number of signatures, each of which verifies and belongs to its batch.
-    fn verify_signatures(&self, batches: &[Batch]) -> u64 {
+    /// The records whose signature does not verify.
+    pub(super) fn spoilt(&self) -> Vec<RecordId> {
+        let batches = self.store.batches(None, 10_000).unwrap();
+        let signed = self.signed();
+        let bad = self.verify(&signed, &batches).err().unwrap_or_default();
+        bad.into_iter().map(|index| signed[index].record).collect()
+    }
+
+    fn signed(&self) -> Vec<SignedRecord> {
         let mut signed = Vec::new();
         while let page = self
             .store
@@ -158,6 +165,12 @@ impl Database {
         {
             signed.extend(page);
         }
+        signed
+    }
+
+    /// The number of signatures, each of which verifies and belongs to its batch.
+    fn verify_signatures(&self, batches: &[Batch]) -> u64 {
+        let signed = self.signed();
         let memberships = self.store.memberships(None, 100_000).unwrap();
         assert_eq!(memberships.len(), signed.len());
         let mut counts: HashMap<_, u32> = HashMap::new();
@@ -173,6 +186,11 @@ impl Database {
             let expected = is_stored.then_some(batch.range.record_count);
             assert_eq!(counts.get(&batch.id).copied(), expected, "{batch:?}");
         }
+        assert_eq!(self.verify(&signed, batches), Ok(()));
+        signed.len() as u64
+    }
+
+    fn verify(&self, signed: &[SignedRecord], batches: &[Batch]) -> Result<(), Vec<usize>> {
         let ids: Vec<_> = batches.iter().map(|batch| batch.id).collect();
         let keys = self.store.batch_keys(&ids).unwrap();
         let keys: HashMap<_, _> = keys.into_iter().map(|key| (key.batch, key.public_key)).collect();
@@ -184,8 +202,7 @@ impl Database {
                 signature: &one.signature,
             })
             .collect();
-        assert_eq!(verify_all(&items), Ok(()));
-        signed.len() as u64
+        verify_all(&items)
     }
 }
 

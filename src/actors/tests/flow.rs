@@ -97,6 +97,20 @@ async fn an_idle_node_asks_for_work_by_a_read_without_a_lock() {
 }
 
 #[actix::test]
+async fn a_node_of_a_paused_ring_waits_by_reads_without_a_lock() {
+    let database = Database::new(2, 10);
+    database.store.set_paused(database.ring, true, "test").unwrap();
+    let node = TestNode::start(&database, Plan::default());
+    eventually("some looks", || database.store.calls(Call::HasWork) >= 5).await;
+    assert_eq!(database.store.calls(Call::CheckOut), 1);
+    assert_eq!(database.store.calls(Call::Progress), 0, "nothing is counted meanwhile");
+    // Nobody nudges it.
+    database.store.set_paused(database.ring, false, "test").unwrap();
+    node.finish_done().await;
+    database.assert_all_signed(10);
+}
+
+#[actix::test]
 async fn a_paused_node_finishes_what_is_in_flight_and_starts_nothing_until_it_is_resumed() {
     let database = Database::new(8, 100);
     let (node, gate) = with_four_in_flight(&database).await;

@@ -44,6 +44,7 @@ pub(super) struct Plan {
     pub(super) retirement: Retirement,
     pub(super) watchdog: Duration,
     pub(super) until_done: bool,
+    pub(super) verify: bool,
 }
 
 impl Default for Plan {
@@ -59,6 +60,7 @@ impl Default for Plan {
             retirement: Retirement::default(),
             watchdog: Duration::from_secs(60),
             until_done: true,
+            verify: false,
         }
     }
 }
@@ -131,7 +133,12 @@ impl<'a> TestNode<'a> {
         });
         let signer = SyncArbiter::start(plan.signers, {
             let clock = Arc::clone(&clock);
-            move || Signer { engine: Engine::Dalek, clock: Arc::clone(&clock), sign: scripted_sign }
+            move || Signer {
+                engine: Engine::Dalek,
+                clock: Arc::clone(&clock),
+                sign: scripted_sign,
+                verify: plan.verify,
+            }
         });
         let workers = SyncArbiter::start(plan.writers, {
             let store = Arc::clone(&store);

@@ -9,11 +9,13 @@ use super::faulty_store::Gate;
 use crate::signing::{Engine, PrivateKey, PublicKey, Signature, SigningError, sign_each};
 use crate::types::Record;
 
-/// What happens to a slice before it is signed.
+/// What happens to a slice before it is signed, or to what comes of it.
 #[derive(Clone, Debug)]
 pub(super) enum SignFault {
     Panic(&'static str),
     Wait(&'static Gate),
+    /// One bit of the last signature is wrong.
+    FlipBit,
 }
 
 type OnSlice = Box<dyn FnMut(&[Record]) -> Option<SignFault> + Send>;
@@ -92,15 +94,19 @@ pub(super) fn scripted_sign(
     let bytes: usize = records.iter().map(|record| record.payload.len()).sum();
     script.begin(bytes);
     let fault = script.on_slice.lock().unwrap().as_mut().and_then(|see| see(records));
+    let flip_bit = matches!(fault, Some(SignFault::FlipBit));
     match fault {
         Some(SignFault::Panic(message)) => {
             script.end(bytes, None);
             panic!("{message}");
         }
         Some(SignFault::Wait(gate)) => gate.pass(),
-        None => {}
+        Some(SignFault::FlipBit) | None => {}
     }
-    let signed = sign_each(engine, key, records, may_go_on);
+    let mut signed = sign_each(engine, key, records, may_go_on);
+    if let Some(last) = signed.as_mut().ok().and_then(|all| all.last_mut()).filter(|_| flip_bit) {
+        last.0[40] ^= 4;
+    }
     script.end(bytes, signed.as_ref().ok().map(Vec::len));
     signed
 }

@@ -179,9 +179,14 @@ fn work_is_seen_where_a_checkout_would_find_a_batch<F: Fixture>(f: &F) {
     assert!(!store.has_work(RING).unwrap(), "all in hand");
     store.give_up(RING, &[give_up(&batch, None)]).unwrap();
     assert!(store.has_work(RING).unwrap(), "a batch to be retried");
+    insert(f, &*store, RING, 1);
+    store.set_paused(RING, true, "somebody").unwrap();
+    assert!(!store.has_work(RING).unwrap(), "a paused ring");
+    store.set_paused(RING, false, "somebody").unwrap();
+    assert!(store.has_work(RING).unwrap(), "resumed");
     sign_all(f, &*store, RING, 10);
     assert!(!store.has_work(RING).unwrap(), "all signed");
-    assert_signed(f, &*store, RING, 2);
+    assert_signed(f, &*store, RING, 3);
 }
 
 fn nodes_share_a_ring_without_sharing_a_batch_or_a_key<F: Fixture>(f: &F) {

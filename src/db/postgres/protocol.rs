@@ -261,12 +261,12 @@ pub(super) fn sweep(
 /// Whether a checkout would find a batch, and the ring's tick.
 pub(super) fn has_work(c: &mut PgConnection, ring: RingId) -> QueryResult<(bool, Tick)> {
     let query = "
-        SELECT CASE WHEN
+        SELECT CASE WHEN NOT g.paused AND (
             EXISTS (SELECT 1 FROM batches WHERE ring_id = $1 AND state = 'retry')
             OR EXISTS (SELECT 1 FROM records r
                        WHERE r.ring_id = $1 AND (r.inserted_xid, r.id) > (g.cursor_xid, g.cursor_id)
                          AND r.inserted_xid < pg_snapshot_xmin(pg_current_snapshot())::TEXT::BIGINT
-                                              + chancery_xid_offset())
+                                              + chancery_xid_offset()))
             THEN g.tick ELSE -g.tick - 1 END AS value
         FROM rings g WHERE g.id = $1";
     Ok(flag_and_tick(c.number(query, &ring_bind(ring))?))

@@ -490,11 +490,12 @@ fn adjoin(
 /// Whether a checkout would find a batch, and the ring's tick.
 pub(super) fn has_work(c: &mut SqliteConnection, ring: RingId) -> QueryResult<(bool, Tick)> {
     let query = "
-        SELECT EXISTS (SELECT 1 FROM batches WHERE ring_id = $1 AND state = 'retry')
+        SELECT NOT g.paused AND (
+               EXISTS (SELECT 1 FROM batches WHERE ring_id = $1 AND state = 'retry')
             OR EXISTS (SELECT 1 FROM records r
                        WHERE r.ring_id = $1 AND r.inserted_xid = g.cursor_xid AND r.id > g.cursor_id)
             OR EXISTS (SELECT 1 FROM records r
-                       WHERE r.ring_id = $1 AND r.inserted_xid > g.cursor_xid) AS value
+                       WHERE r.ring_id = $1 AND r.inserted_xid > g.cursor_xid)) AS value
         FROM rings g WHERE g.id = $1
         UNION ALL SELECT tick FROM rings WHERE id = $1";
     let rows = c.rows::<NumberRow>(query, &[Bind::Int(ring.0)])?;

@@ -15,7 +15,6 @@ use crate::config::is_ring_name;
 use crate::db::{AdminEntry, BatchView, KeyGlance, Node, OpenUse, Store, StoreError};
 use crate::http::Shared;
 use crate::http::metrics::DatabaseNumbers;
-use crate::metrics::seconds;
 use crate::types::{BatchId, BatchState, KeyId, KeyStatus, RingId, Tick};
 
 /// How often it is taken.
@@ -78,7 +77,7 @@ pub(in crate::http) async fn watch(shared: Data<Shared>) {
         let at = Instant::now();
         if let Some(signed) = signed(&shared).await {
             if let Some((before, signed_before)) = last {
-                let took = seconds(at.duration_since(before)).max(0.001);
+                let took = at.duration_since(before).as_secs_f64().max(0.001);
                 shared.board.note_rate(signed.saturating_sub(signed_before) as f64 / took);
             }
             last = Some((at, signed));
@@ -119,7 +118,7 @@ async fn note_ages(shared: &Shared, until: &mut Option<Tick>) {
         Ok(ages) => {
             for (tick, age) in ages {
                 *until = Some(tick);
-                signing.timings.end_to_end.observe(seconds(age));
+                signing.timings.end_to_end.observe(age.as_secs_f64());
             }
         }
         Err(error) => tracing::debug!(%error, "could not read the ages of batches"),
@@ -202,7 +201,7 @@ fn add_numbers(overview: &mut Overview, numbers: &DatabaseNumbers) {
     overview.pending = backlog.waiting + backlog.in_batches;
     overview.pending_is_a_minimum = backlog.waiting >= u64::from(crate::http::health::MOST_COUNTED);
     overview.quarantined = progress.quarantined_records;
-    overview.oldest_pending_s = backlog.oldest.map(seconds);
+    overview.oldest_pending_s = backlog.oldest.map(|oldest| oldest.as_secs_f64());
 }
 
 fn add_lists(overview: &mut Overview, shared: &Shared, lists: Lists) {
@@ -274,7 +273,7 @@ fn node_row(node: Node) -> NodeRow {
         state: node.report.state.as_str(),
         in_flight: node.report.in_flight,
         trouble: node.report.trouble,
-        silent_s: seconds(node.silent_for),
+        silent_s: node.silent_for.as_secs_f64(),
         is_alive,
     }
 }

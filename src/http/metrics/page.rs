@@ -157,6 +157,8 @@ impl Page {
         let help = "Uses ended because their lease had run out, of whatever node";
         out.counter("uses_reclaimed", help, |ring| ring.node.key_manager.reclaimed)?;
         out.counter("leases_renewed", "Leases renewed", |ring| ring.node.key_manager.renewed)?;
+        let help = "Signatures that did not verify before they were stored: an alarm";
+        out.counter("faulty_signatures", help, |ring| ring.node.supervisor.faulty_signatures)?;
         let help = "Keys found damaged, and disabled";
         out.counter("keys_damaged", help, |ring| ring.node.key_manager.damaged_keys)?;
         let help = "Records that the cursor had missed and that were moved before it";
