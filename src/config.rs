@@ -34,6 +34,8 @@ pub struct Config {
     pub lease: LeaseConfig,
     /// How private keys are unsealed.
     pub keys: KeysConfig,
+    /// Where hardware keys are.
+    pub pkcs11: Pkcs11Config,
     /// The endpoints.
     pub http: HttpConfig,
     /// This process among others.
@@ -157,6 +159,21 @@ pub struct KeysConfig {
     /// The file that holds the key-encryption key.
     #[serde(deserialize_with = "value::optional_path")]
     pub kek_file: Option<PathBuf>,
+}
+
+/// `[pkcs11]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Pkcs11Config {
+    /// The module of the token: a shared library.
+    #[serde(deserialize_with = "value::optional_path")]
+    pub module: Option<PathBuf>,
+    /// The token's label.
+    #[serde(deserialize_with = "value::optional_text")]
+    pub token_label: Option<String>,
+    /// The file that holds the user's PIN, of mode 0600.
+    #[serde(deserialize_with = "value::optional_path")]
+    pub pin_file: Option<PathBuf>,
 }
 
 /// `[http]`

@@ -295,6 +295,16 @@ impl BlockerKind {
 }
 
 words! {
+    /// Where the private keys of a ring are used.
+    Provider, "provider" {
+        /// In this program's memory, unsealed.
+        Software = "software",
+        /// In a token that is reached by PKCS#11, which they never leave.
+        Pkcs11 = "pkcs11",
+    }
+}
+
+words! {
     /// What may happen to a key, apart from its uses.
     KeyEvent, "key event" {
         /// It joined the ring, active.

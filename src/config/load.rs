@@ -136,7 +136,7 @@ impl fmt::Display for Key {
 }
 
 /// Every key, in the order of the documentation; those of a section stand together.
-pub(super) const KEYS: [Key; 32] = [
+pub(super) const KEYS: [Key; 35] = [
     Key::new("database", "url"),
     Key::new("database", "wait_s"),
     Key::new("database", "pool_size"),
@@ -153,6 +153,9 @@ pub(super) const KEYS: [Key; 32] = [
     Key::new("lease", "duration_s"),
     Key::new("lease", "max_attempts"),
     Key::new("keys", "kek_file"),
+    Key::new("pkcs11", "module"),
+    Key::new("pkcs11", "token_label"),
+    Key::new("pkcs11", "pin_file"),
     Key::new("http", "bind"),
     Key::new("http", "tls_cert_file"),
     Key::new("http", "tls_key_file"),

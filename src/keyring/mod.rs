@@ -7,7 +7,9 @@ mod kek_file;
 mod seal;
 
 pub mod jwk;
+pub mod pkcs11;
 pub mod private;
+pub mod private_file;
 
 use std::fmt;
 use std::str::FromStr;

@@ -49,6 +49,9 @@ fn the_example_lists_exactly_all_keys_and_its_values_are_the_defaults() {
     let without_default = [
         "database.runtime_role",
         "keys.kek_file",
+        "pkcs11.module",
+        "pkcs11.token_label",
+        "pkcs11.pin_file",
         "http.tls_cert_file",
         "http.tls_key_file",
         "http.tls_client_ca_file",
