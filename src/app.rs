@@ -3,6 +3,7 @@
 mod connect;
 mod kek;
 pub mod signals;
+mod token;
 
 use std::num::NonZero;
 use std::sync::Arc;
@@ -25,8 +26,9 @@ use crate::actors::troubles::Troubles;
 use crate::clock::{BootClock, Clock};
 use crate::config::{Config, EngineName};
 use crate::db::{HeldSigningLock, NodeReport, ReclaimScope, Ring, Store};
-use crate::http::Signing;
+use crate::http::{Custody, Signing};
 use crate::keyring::Kek;
+use crate::keyring::pkcs11::Token;
 use crate::metrics::Timings;
 use crate::signing::Engine;
 use crate::types::{NodeId, NodeState};
@@ -35,6 +37,7 @@ pub use connect::{
     Connected, MissingDatabase, ask_database, connect, wait_for_database, wait_for_signing_lock,
 };
 pub use kek::{KekSource, load_kek, load_or_make_kek};
+pub use token::{keys_on_token, open_token};
 
 /// A mistake of the user's, as opposed to a failure: exit code 2.
 #[derive(Debug, thiserror::Error)]
@@ -93,8 +96,10 @@ pub struct NodeParts {
     pub node: NodeId,
     /// The ring to sign.
     pub ring: Ring,
-    /// The ring's private keys, unsealed.
+    /// The ring's private keys, unsealed, or their names on the token.
     pub keys: KeySet,
+    /// The token, if they are on one.
+    pub token: Option<Token>,
     /// The lock that a signing process must hold on SQLite.
     pub lock: Option<HeldSigningLock>,
     /// Whether to end when everything is signed.
@@ -110,7 +115,7 @@ impl Node {
     /// # Errors
     /// What the database says to that reclaim.
     pub fn start(parts: NodeParts) -> anyhow::Result<Node> {
-        let NodeParts { store, config, node, ring, keys, lock, mode } = parts;
+        let NodeParts { store, config, node, ring, keys, token, lock, mode } = parts;
         if lock.is_some() {
             let reclaim = || store.reclaim(ring.id, ReclaimScope::All);
             let reclaimed = wait_for_database(&config, reclaim)?;
@@ -147,7 +152,12 @@ impl Node {
             let engine = match config.signing.engine {
                 EngineName::Dalek => Engine::Dalek,
             };
-            move || Signer { engine, clock: Arc::clone(&clock), sign: sign_records }
+            move || Signer {
+                engine,
+                clock: Arc::clone(&clock),
+                sign: sign_records,
+                token: token.as_ref().map(Token::session),
+            }
         });
         let workers = SyncArbiter::start(config.signing.writers, {
             let store = Arc::clone(&store);
@@ -204,9 +214,9 @@ impl Node {
         }
     }
 
-    /// What may be seen of it over HTTP, and steered; `kek` seals the keys that are added so.
+    /// What may be seen of it over HTTP, and steered; `custody` is where keys that are added so go.
     #[must_use]
-    pub fn signing(&self, kek: Arc<Kek>) -> Signing {
+    pub fn signing(&self, custody: Custody) -> Signing {
         Signing {
             supervisor: self.supervisor.clone(),
             key_manager: self.key_manager.clone(),
@@ -215,7 +225,7 @@ impl Node {
             timings: self.timings.clone(),
             stored: self.stored.clone(),
             signers: self.signers,
-            kek,
+            custody,
         }
     }
 

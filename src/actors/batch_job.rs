@@ -100,6 +100,8 @@ enum Failure {
     Batch(String),
     /// The node's or the database's; it does not.
     Node(String),
+    /// The token's; it does not either, and nothing more is worth a try before the token is back.
+    Token(String),
     /// Its use had ended.
     Fenced(Outcome),
 }
@@ -108,6 +110,7 @@ impl From<SignFailure> for Failure {
     fn from(failure: SignFailure) -> Self {
         match failure {
             SignFailure::PastDeadline => Failure::Node(failure.to_string()),
+            SignFailure::Token(reason) => Failure::Token(reason),
             SignFailure::Panicked(_) | SignFailure::Engine(_) => {
                 Failure::Batch(failure.to_string())
             }
@@ -152,6 +155,7 @@ async fn take_to_its_end(stations: Stations, checkout: Checkout) -> BatchEnd {
         }
         Err(Failure::Batch(reason)) => give_up(&stations, &checkout, records, reason, true).await,
         Err(Failure::Node(reason)) => give_up(&stations, &checkout, records, reason, false).await,
+        Err(Failure::Token(reason)) => hand_back_to_token(&stations, &checkout, reason).await,
     }
 }
 
@@ -175,6 +179,13 @@ async fn give_up(
             BatchEnd::GivenUp { reason }
         }
     }
+}
+
+/// Gives a batch back that the token did not sign; who waits for the token says why, and not every batch.
+async fn hand_back_to_token(stations: &Stations, checkout: &Checkout, reason: String) -> BatchEnd {
+    tracing::debug!(reason, "giving a batch back: the token failed");
+    return_key(stations, checkout, Return::GiveUp { failure: None }).await;
+    BatchEnd::TokenFailed { reason }
 }
 
 /// Gives a batch back that will not be started.
@@ -237,11 +248,8 @@ async fn sign(
         let Some(last) = records.last() else { break };
         reach("batch", "loaded");
         after = Some(last.position);
-        let message = SignBatch {
-            key: Arc::clone(&checkout.key),
-            deadline: checkout.deadline.clone(),
-            records,
-        };
+        let message =
+            SignBatch { key: checkout.key.clone(), deadline: checkout.deadline.clone(), records };
         let signed = answer(stations, "signer", stations.signer.send(message)).await??;
         signatures.extend(signed);
     }

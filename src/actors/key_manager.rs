@@ -12,6 +12,7 @@ use std::time::Duration;
 use actix::prelude::*;
 use tokio::sync::Mutex as Turns;
 
+use super::key_handle::KeyHandle;
 use super::key_set::{KeySet, KeySetError};
 use super::messages::{CheckOut, Checkout, Granted, Observe, Return, ReturnKey, Stop};
 use super::off_thread;
@@ -23,7 +24,6 @@ use crate::db::{
 };
 use crate::failpoint::reach;
 use crate::metrics::{Timings, seconds};
-use crate::signing::PrivateKey;
 use crate::types::{BatchSize, Fence, NodeId, Outcome, RingId};
 
 /// The longest pause between two looks for expired uses.
@@ -354,7 +354,7 @@ impl LostCheckouts {
 /// Batches with their keys, as claimed in the database.
 struct Claimed {
     sent_at: Duration,
-    batches: Vec<(ClaimedBatch, Arc<PrivateKey>)>,
+    batches: Vec<(ClaimedBatch, KeyHandle)>,
     shortage: Option<Shortage>,
     damaged: u64,
     /// Uses without a key could not be given up.

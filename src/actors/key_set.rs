@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::key_handle::KeyHandle;
 use crate::db::{KekCheck, SealedKeyRow, Store, StoreError};
+use crate::keyring::pkcs11::TokenKeyRef;
 use crate::keyring::{Algorithm, Kek, KeyIdentity, unseal};
 use crate::signing::{PrivateKey, PublicKey};
 use crate::types::{KeyEvent, KeyId, Kid, RingId};
@@ -12,9 +14,10 @@ use crate::types::{KeyEvent, KeyId, Kid, RingId};
 pub struct KeySet {
     store: Arc<dyn Store>,
     ring: RingId,
-    kek: Arc<Kek>,
+    /// `None` if the ring's keys are on a token.
+    kek: Option<Arc<Kek>>,
     database_id: String,
-    keys: HashMap<KeyId, Arc<PrivateKey>>,
+    keys: HashMap<KeyId, KeyHandle>,
 }
 
 /// An active key that does not unseal under the KEK that sealed it; it has been disabled.
@@ -91,7 +94,16 @@ impl KeySet {
     pub fn new(store: Arc<dyn Store>, ring: RingId, kek: Arc<Kek>) -> Result<Self, KeySetError> {
         prove_kek(store.as_ref(), &kek)?;
         let database_id = store.database_id()?;
-        Ok(KeySet { store, ring, kek, database_id, keys: HashMap::new() })
+        Ok(KeySet { store, ring, kek: Some(kek), database_id, keys: HashMap::new() })
+    }
+
+    /// An empty set for a ring whose keys are on a token: it holds their names and needs no KEK.
+    ///
+    /// # Errors
+    /// The database's.
+    pub fn on_token(store: Arc<dyn Store>, ring: RingId) -> Result<Self, KeySetError> {
+        let database_id = store.database_id()?;
+        Ok(KeySet { store, ring, kek: None, database_id, keys: HashMap::new() })
     }
 
     /// Reads the ring again: unseals active keys that are new, drops those that are active no
@@ -106,17 +118,18 @@ impl KeySet {
         let mut active = HashMap::with_capacity(rows.len());
         for row in rows {
             if let Some(key) = self.keys.get(&row.id) {
-                active.insert(row.id, Arc::clone(key));
+                active.insert(row.id, key.clone());
                 continue;
             }
-            if let Some(kek_id) = row.kek_id.as_ref().filter(|id| **id != self.kek.id().0) {
+            let other = |id: &&String| self.kek.as_ref().is_some_and(|kek| **id != kek.id().0);
+            if let Some(kek_id) = row.kek_id.as_ref().filter(other) {
                 let (kid, kek_id) = (row.kid, kek_id.clone());
                 of_other_kek = Some(KeySetError::OtherKek { kid, kek_id });
                 continue;
             }
-            match self.unseal(&row) {
+            match self.open(&row) {
                 Ok(key) => {
-                    active.insert(row.id, Arc::new(key));
+                    active.insert(row.id, key);
                 }
                 Err(reason) => {
                     let disabled = KeyEvent::Disabled;
@@ -130,9 +143,23 @@ impl KeySet {
         of_other_kek.map_or(Ok(damaged), Err)
     }
 
-    fn unseal(&self, row: &SealedKeyRow) -> Result<PrivateKey, String> {
+    fn open(&self, row: &SealedKeyRow) -> Result<KeyHandle, String> {
         let public_key = PublicKey::from_bytes(&row.public_key)
             .map_err(|error| format!("key {}: public key: {error}", row.kid))?;
+        let Some(kek) = &self.kek else {
+            let key = TokenKeyRef { kid: row.kid.clone(), public_key };
+            return Ok(KeyHandle::Token(Arc::new(key)));
+        };
+        let key = self.unseal(kek, row, public_key)?;
+        Ok(KeyHandle::Software(Arc::new(key)))
+    }
+
+    fn unseal(
+        &self,
+        kek: &Kek,
+        row: &SealedKeyRow,
+        public_key: PublicKey,
+    ) -> Result<PrivateKey, String> {
         let identity = KeyIdentity {
             database_id: self.database_id.clone(),
             ring: self.ring,
@@ -144,13 +171,13 @@ impl KeySet {
             .sealed_private_key
             .as_deref()
             .ok_or_else(|| format!("key {}: it has no sealed private key", row.kid))?;
-        unseal(&self.kek, &identity, &public_key, sealed).map_err(|error| error.to_string())
+        unseal(kek, &identity, &public_key, sealed).map_err(|error| error.to_string())
     }
 
-    /// A key's private half.
+    /// A key's private half, or its name on the token.
     #[must_use]
-    pub fn key(&self, id: KeyId) -> Option<Arc<PrivateKey>> {
-        self.keys.get(&id).map(Arc::clone)
+    pub fn key(&self, id: KeyId) -> Option<KeyHandle> {
+        self.keys.get(&id).cloned()
     }
 
     /// How many keys are unsealed.

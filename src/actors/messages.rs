@@ -1,14 +1,14 @@
 //! Every message that crosses from one actor to another; private ones stand beside their actor.
 
 use std::marker::PhantomData;
-use std::sync::Arc;
 use std::time::Duration;
 
 use actix::Message;
 
+use super::key_handle::KeyHandle;
 use crate::clock::Deadline;
 use crate::db::{ClaimedBatch, KeyUse, Shortage, SignedBatch, StoreError};
-use crate::signing::{PrivateKey, Signature};
+use crate::signing::Signature;
 use crate::types::{BatchRange, Outcome, Position, Record, RecordId, RingId};
 
 /// To the KeyManager: check out up to so many batches, each with the least recently used key.
@@ -34,7 +34,7 @@ pub struct Checkout {
     /// The batch.
     pub batch: ClaimedBatch,
     /// The key, shared with the KeyManager and nobody else.
-    pub key: Arc<PrivateKey>,
+    pub key: KeyHandle,
     /// No signature starts after it; renewals move it on.
     pub deadline: Deadline,
 }
@@ -80,7 +80,7 @@ pub struct LoadBatch {
 #[rtype(result = "Result<Vec<(RecordId, Signature)>, SignFailure>")]
 pub struct SignBatch {
     /// The key.
-    pub key: Arc<PrivateKey>,
+    pub key: KeyHandle,
     /// When to stop.
     pub deadline: Deadline,
     /// A batch, or a slice of one.
@@ -100,7 +100,15 @@ pub enum SignFailure {
     /// The engine failed.
     #[error("{0}")]
     Engine(String),
+    /// The token failed, through no fault of what was to be signed.
+    #[error("{0}")]
+    Token(String),
 }
+
+/// To a Signer: does what it signs with answer? Without a token, it does.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<(), SignFailure>")]
+pub struct Probe;
 
 /// To the DbWriter: store a signed batch; it answers when that is settled.
 #[derive(Debug, Message)]
@@ -174,6 +182,11 @@ pub enum BatchEnd {
     Fenced,
     /// Given up, for this reason.
     GivenUp {
+        /// The reason.
+        reason: String,
+    },
+    /// Given up because the token failed, for this reason.
+    TokenFailed {
         /// The reason.
         reason: String,
     },

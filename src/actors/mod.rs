@@ -10,6 +10,7 @@
 
 mod batch_job;
 pub mod db_writer;
+pub mod key_handle;
 pub mod key_manager;
 pub mod key_set;
 pub mod messages;
@@ -18,6 +19,7 @@ mod outage;
 pub mod record_loader;
 pub mod signer;
 pub mod supervisor;
+pub mod token_keys;
 pub mod troubles;
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Makes keys and takes keys in, sealed under a KEK that is proven first.
 
 use super::key_set::{KeySetError, prove_kek};
-use crate::db::{NewKey, Ring, Store, StoreError};
+use crate::db::{NewKey, Ring, SealedKey, Store, StoreError};
 use crate::keyring::{Algorithm, Kek, KeyIdentity, jwk, seal};
 use crate::signing::{PrivateKey, PublicKey, SigningError};
 use crate::types::{KeyId, Kid};
@@ -74,8 +74,7 @@ fn new_key(
         kid,
         algorithm: algorithm.as_str(),
         public_key,
-        sealed_private_key: seal(kek, &identity, private_key)?,
-        kek_id: kek.id().0,
+        sealed: Some(SealedKey { blob: seal(kek, &identity, private_key)?, kek_id: kek.id().0 }),
     })
 }
 

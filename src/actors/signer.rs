@@ -1,6 +1,7 @@
-//! Signs: pure computation over one key and one batch, or a slice of one.
+//! Signs: pure computation over one key and one batch, or a slice of one; or the same by a token.
 //!
-//! Invariant: no I/O, no database, and nothing of a key is kept between two messages.
+//! Invariant: no I/O but the token's, no database, and nothing of a private key is kept between two
+//! messages.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -8,9 +9,11 @@ use std::sync::Arc;
 
 use actix::prelude::*;
 
-use super::messages::{SignBatch, SignFailure};
+use super::key_handle::KeyHandle;
+use super::messages::{Probe, SignBatch, SignFailure};
 use crate::clock::Clock;
 use crate::failpoint::reach;
+use crate::keyring::pkcs11::{TokenError, TokenSession};
 use crate::signing::{Engine, PrivateKey, Signature, SigningError, sign_each};
 use crate::types::{Record, RecordId};
 
@@ -43,6 +46,8 @@ pub struct Signer {
     pub clock: Arc<dyn Clock>,
     /// How it signs.
     pub sign: SignFn,
+    /// What signs with keys on the token, if this pool is one of a token.
+    pub token: Option<TokenSession>,
 }
 
 impl Actor for Signer {
@@ -58,7 +63,19 @@ impl Handler<SignBatch> for Signer {
         // A panic would end this thread, and actix never replaces it.
         let signed = catch_unwind(AssertUnwindSafe(|| {
             reach("signer", "signing");
-            let signed = (self.sign)(self.engine, &key, &records, &mut may_go_on);
+            let signed = match (&key, &mut self.token) {
+                (KeyHandle::Software(key), _) => {
+                    let signed = (self.sign)(self.engine, key, &records, &mut may_go_on);
+                    signed.map_err(SignFailure::from)
+                }
+                (KeyHandle::Token(key), Some(token)) => {
+                    let signed = token.sign_each(key, &records, &mut may_go_on);
+                    signed.map_err(SignFailure::from)
+                }
+                (KeyHandle::Token(_), None) => {
+                    Err(SignFailure::Token("this node is not told of a token".to_owned()))
+                }
+            };
             reach("signer", "signed");
             signed
         }));
@@ -66,9 +83,40 @@ impl Handler<SignBatch> for Signer {
             Ok(Ok(signatures)) => {
                 Ok(records.iter().map(|record| record.position.id).zip(signatures).collect())
             }
-            Ok(Err(SigningError::PastDeadline)) => Err(SignFailure::PastDeadline),
-            Ok(Err(error)) => Err(SignFailure::Engine(error.to_string())),
+            Ok(Err(failure)) => Err(failure),
             Err(panic) => Err(SignFailure::Panicked(panic_message(panic.as_ref()))),
+        }
+    }
+}
+
+impl Handler<Probe> for Signer {
+    type Result = Result<(), SignFailure>;
+
+    fn handle(&mut self, _: Probe, _: &mut Self::Context) -> Self::Result {
+        let Some(session) = &self.token else { return Ok(()) };
+        match catch_unwind(AssertUnwindSafe(|| session.token().probe())) {
+            Ok(answer) => answer.map_err(SignFailure::from),
+            Err(panic) => Err(SignFailure::Panicked(panic_message(panic.as_ref()))),
+        }
+    }
+}
+
+impl From<SigningError> for SignFailure {
+    fn from(error: SigningError) -> Self {
+        match error {
+            SigningError::PastDeadline => SignFailure::PastDeadline,
+            other => SignFailure::Engine(other.to_string()),
+        }
+    }
+}
+
+impl From<TokenError> for SignFailure {
+    fn from(error: TokenError) -> Self {
+        match error {
+            TokenError::PastDeadline => SignFailure::PastDeadline,
+            error if error.is_of_the_payload() => SignFailure::Engine(error.to_string()),
+            // Whatever else a token says, the batch can be signed once that is mended.
+            error => SignFailure::Token(error.to_string()),
         }
     }
 }

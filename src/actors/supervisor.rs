@@ -5,6 +5,7 @@
 
 mod look;
 mod report;
+mod token;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -114,6 +115,7 @@ pub struct Supervisor {
     /// Since when there is work and no free key, on the node's clock.
     lacks_key_since: Option<Duration>,
     wake_up: Option<SpawnHandle>,
+    token: token::TokenWatch,
     in_flight: u32,
     drains: Vec<oneshot::Sender<DrainReport>>,
     finished: Option<oneshot::Sender<Finished>>,
@@ -198,6 +200,7 @@ impl Supervisor {
             failing_checkouts: Reminder::default(),
             lacks_key_since: None,
             wake_up: None,
+            token: token::TokenWatch::default(),
             in_flight: 0,
             drains: Vec::new(),
             finished: Some(finished),
@@ -217,7 +220,7 @@ impl Supervisor {
             self.ask_again = true;
             return;
         }
-        let free = self.settings.max_in_flight - self.in_flight;
+        let free = self.token.limit(self.settings.max_in_flight).saturating_sub(self.in_flight);
         if free == 0 || (self.in_flight > 0 && free < self.settings.max_in_flight / 4) {
             return;
         }
@@ -304,6 +307,7 @@ impl Supervisor {
             Some(Shortage::NoFreeKey | Shortage::Paused) => self.rest(context),
             Some(shortage @ (Shortage::NoWork | Shortage::NoActiveKey)) => {
                 if self.in_flight == 0 {
+                    self.note_token_works();
                     self.quiet = shortage == Shortage::NoWork;
                     self.look_around(shortage, context);
                 }
@@ -429,9 +433,12 @@ impl Handler<BatchSigned> for Supervisor {
                 self.idle = SHORTEST_IDLE;
                 self.snapshot.stored_batches += 1;
                 self.snapshot.signed_records += records;
+                self.note_token_works();
             }
             BatchEnd::Fenced => self.snapshot.fenced_batches += 1,
-            BatchEnd::GivenUp { .. } => self.snapshot.given_up_batches += 1,
+            BatchEnd::GivenUp { .. } | BatchEnd::TokenFailed { .. } => {
+                self.snapshot.given_up_batches += 1;
+            }
         }
         if self.state == State::Draining {
             self.end_drains_if_idle();
@@ -443,6 +450,8 @@ impl Handler<BatchSigned> for Supervisor {
                 // Not at once: what failed for one reason would fail again for the same.
                 None => self.rest(context),
             }
+        } else if let BatchEnd::TokenFailed { reason } = message.end {
+            self.wait_for_token(reason, context);
         } else {
             self.pump(context);
         }

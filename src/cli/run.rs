@@ -10,6 +10,7 @@ use crate::actors::supervisor::Finished;
 use crate::app::signals::Signals;
 use crate::app::{self, Connected, MissingDatabase, Mode, Node, NodeParts, NodeSnapshot};
 use crate::db::{Ring, Store};
+use crate::types::Provider;
 
 /// Sign until no record is unsigned
 #[derive(clap::Args)]
@@ -104,8 +105,16 @@ pub(super) fn sign(
     database: &Connected,
     ring: &Ring,
 ) -> anyhow::Result<Summary> {
-    let kek = Arc::new(app::load_kek(&context.config)?);
-    let keys = app::unseal_keys(&context.config, &database.store, ring, kek)?;
+    let (keys, token) = match ring.provider {
+        Provider::Software => {
+            let kek = Arc::new(app::load_kek(&context.config)?);
+            (app::unseal_keys(&context.config, &database.store, ring, kek)?, None)
+        }
+        Provider::Pkcs11 => {
+            let token = app::open_token(&context.config)?;
+            (app::keys_on_token(&context.config, &database.store, ring)?, Some(token))
+        }
+    };
     let lock = app::wait_for_signing_lock(database.store.as_ref(), &context.node)?;
     let store = Arc::clone(&database.store);
     let first_tick = context.ring(database)?.tick;
@@ -117,6 +126,7 @@ pub(super) fn sign(
         node: context.node.clone(),
         ring: ring.clone(),
         keys,
+        token,
         lock,
         mode: Mode::UntilDone,
     };

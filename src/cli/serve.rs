@@ -10,8 +10,8 @@ use crate::actors::supervisor::Finished;
 use crate::app::signals::Signals;
 use crate::app::{self, Connected, MissingDatabase, Mode, Node, NodeParts, UsageError};
 use crate::db::Ring;
-use crate::http::{self, Service, Signing};
-use crate::keyring::Kek;
+use crate::http::{self, Custody, Service, Signing};
+use crate::types::Provider;
 
 /// Sign what is there and what arrives, with endpoints over HTTP, until SIGTERM or Ctrl-C
 #[derive(clap::Args)]
@@ -41,13 +41,24 @@ fn parts(
     context: &Context,
     database: &Connected,
     ring: &Ring,
-) -> anyhow::Result<(NodeParts, Arc<Kek>)> {
-    let (kek, made) = app::load_or_make_kek(&context.config, database.store.as_ref())?;
-    if let Some(path) = made {
-        tracing::warn!(path = %path.display(), "made a key-encryption key; keep a copy of it");
-    }
-    let kek = Arc::new(kek);
-    let keys = app::unseal_keys(&context.config, &database.store, ring, Arc::clone(&kek))?;
+) -> anyhow::Result<(NodeParts, Custody)> {
+    let config = &context.config;
+    let (keys, token, custody) = match ring.provider {
+        Provider::Software => {
+            let (kek, made) = app::load_or_make_kek(config, database.store.as_ref())?;
+            if let Some(path) = made {
+                tracing::warn!(path = %path.display(), "made a key-encryption key; keep a copy of it");
+            }
+            let kek = Arc::new(kek);
+            let keys = app::unseal_keys(config, &database.store, ring, Arc::clone(&kek))?;
+            (keys, None, Custody::Kek(kek))
+        }
+        Provider::Pkcs11 => {
+            let token = app::open_token(config)?;
+            let keys = app::keys_on_token(config, &database.store, ring)?;
+            (keys, Some(token.clone()), Custody::Token(token))
+        }
+    };
     let lock = app::wait_for_signing_lock(database.store.as_ref(), &context.node)?;
     let parts = NodeParts {
         store: Arc::clone(&database.store),
@@ -55,17 +66,18 @@ fn parts(
         node: context.node.clone(),
         ring: ring.clone(),
         keys,
+        token,
         lock,
         mode: Mode::Forever,
     };
-    Ok((parts, kek))
+    Ok((parts, custody))
 }
 
 async fn serve(
     context: &Context,
     database: Connected,
     ring: Ring,
-    parts: Option<(NodeParts, Arc<Kek>)>,
+    parts: Option<(NodeParts, Custody)>,
 ) -> anyhow::Result<Outcome> {
     let config = &context.config;
     let mut signals = Signals::listen()?;
@@ -81,9 +93,9 @@ async fn serve(
     let mut signing = None;
     let node = match parts {
         None => None,
-        Some((parts, kek)) => {
+        Some((parts, custody)) => {
             let node = Node::start(parts)?;
-            signing = Some(node.signing(kek));
+            signing = Some(node.signing(custody));
             Some(node)
         }
     };

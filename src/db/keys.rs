@@ -41,8 +41,8 @@ pub(super) fn add_keys<S: Session>(
                 Bind::Text(&key.kid.0),
                 Bind::Text(key.algorithm),
                 Bind::Bytes(key.public_key.as_bytes()),
-                Bind::Bytes(&key.sealed_private_key),
-                Bind::Text(&key.kek_id),
+                Bind::OptionalBytes(key.sealed.as_ref().map(|sealed| sealed.blob.as_slice())),
+                Bind::OptionalText(key.sealed.as_ref().map(|sealed| sealed.kek_id.as_str())),
             ],
         )?;
         insert_event(s, ring.id, tick, id, KeyEvent::Added, actor, None)?;

@@ -39,8 +39,8 @@ pub use sqlite::{HeldSigningLock, SigningLock, SqliteStore};
 pub use values::{
     Added, Backlog, Batch, BatchKey, Blocker, CheckOut, CheckedOut, ClaimedBatch, GiveUp, Inserted,
     KekCheck, Key, KeyUse, Membership, NewKey, NewRecord, Node, NodeReport, OpenUse, Progress,
-    ReclaimScope, Reclaimed, Remaining, Ring, SealedKeyRow, Shortage, SignedBatch, SignedRecord,
-    StoreOutcome,
+    ReclaimScope, Reclaimed, Remaining, Ring, SealedKey, SealedKeyRow, Shortage, SignedBatch,
+    SignedRecord, StoreOutcome,
 };
 pub use views::{
     AdminAction, AdminEntry, BatchView, FeedItem, FeedPosition, KeyCounts, KeyGlance, KeyTally,

@@ -72,22 +72,28 @@ pub(super) struct RingRow {
     cursor_id: i64,
     #[diesel(sql_type = Bool)]
     paused: bool,
+    #[diesel(sql_type = Text)]
+    provider: String,
 }
 
 impl RingRow {
     /// The columns, in any query over `rings`.
-    pub(super) const COLUMNS: &'static str = "id, name, tick, cursor_xid, cursor_id, paused";
+    pub(super) const COLUMNS: &'static str =
+        "id, name, tick, cursor_xid, cursor_id, paused, provider";
 }
 
-impl From<RingRow> for Ring {
-    fn from(row: RingRow) -> Self {
-        Ring {
+impl TryFrom<RingRow> for Ring {
+    type Error = StoreError;
+
+    fn try_from(row: RingRow) -> Result<Self, StoreError> {
+        Ok(Ring {
             id: RingId(row.id),
             name: row.name,
             tick: Tick(row.tick),
             cursor: Position { xid: row.cursor_xid, id: RecordId(row.cursor_id) },
             paused: row.paused,
-        }
+            provider: word(&row.provider)?,
+        })
     }
 }
 

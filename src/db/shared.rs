@@ -71,6 +71,7 @@ pub(super) enum Bind<'a> {
     Text(&'a str),
     OptionalText(Option<&'a str>),
     Bytes(&'a [u8]),
+    OptionalBytes(Option<&'a [u8]>),
 }
 
 /// A row that either database can return.
@@ -165,6 +166,9 @@ macro_rules! bound {
                     query.bind::<diesel::sql_types::Nullable<Text>, _>(value.map(str::to_owned))
                 }
                 Bind::Bytes(value) => query.bind::<Binary, _>(value.to_vec()),
+                Bind::OptionalBytes(value) => {
+                    query.bind::<diesel::sql_types::Nullable<Binary>, _>(value.map(<[u8]>::to_vec))
+                }
             };
         }
         query
@@ -202,14 +206,14 @@ session!(
 pub(super) fn ring_by_name<S: Session>(s: &mut S, name: &str) -> TxResult<Ring> {
     let query = format!("SELECT {} FROM rings WHERE name = $1", RingRow::COLUMNS);
     match s.rows::<RingRow>(&query, &[Bind::Text(name)])?.pop() {
-        Some(row) => Ok(row.into()),
+        Some(row) => Ok(Ring::try_from(row)?),
         None => Err(StoreError::NotFound { what: "ring", name: name.to_owned() }.into()),
     }
 }
 
 pub(super) fn rings<S: Session>(s: &mut S) -> TxResult<Vec<Ring>> {
     let query = format!("SELECT {} FROM rings ORDER BY id", RingRow::COLUMNS);
-    Ok(s.rows::<RingRow>(&query, &[])?.into_iter().map(Ring::from).collect())
+    Ok(s.rows::<RingRow>(&query, &[])?.into_iter().map(Ring::try_from).collect::<Result<_, _>>()?)
 }
 
 /// The free keys of a ring, least recently used first.
@@ -347,7 +351,7 @@ pub(super) fn remaining<S: Session>(s: &mut S, ring: RingId) -> TxResult<Remaini
         ..Remaining::default()
     };
     let query = format!("SELECT {} FROM rings WHERE id = $1", RingRow::COLUMNS);
-    let cursor = Ring::from(s.row::<RingRow>(&query, &[Bind::Int(ring.0)])?).cursor;
+    let cursor = Ring::try_from(s.row::<RingRow>(&query, &[Bind::Int(ring.0)])?)?.cursor;
     let page_end = "SELECT inserted_xid, id FROM records
                     WHERE ring_id = $1 AND (inserted_xid, id) > ($2, $3)
                     ORDER BY inserted_xid, id LIMIT 1 OFFSET $4";

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::signing::{PublicKey, Signature};
 use crate::types::{
     BatchId, BatchRange, BatchSize, BatchState, BlockerKind, Fence, KeyId, KeyStatus, Kid, NodeId,
-    NodeState, Outcome, Position, RecordId, RingId, Tick, Timestamp,
+    NodeState, Outcome, Position, Provider, RecordId, RingId, Tick, Timestamp,
 };
 
 /// A request for batches.
@@ -213,6 +213,8 @@ pub struct Ring {
     pub cursor: Position,
     /// Whether an administrator has paused it: no node checks anything out.
     pub paused: bool,
+    /// Where its private keys are used.
+    pub provider: Provider,
 }
 
 /// A KEK that has sealed keys of this database.
@@ -233,9 +235,16 @@ pub struct NewKey {
     pub algorithm: &'static str,
     /// Its public key.
     pub public_key: PublicKey,
-    /// Its sealed private key.
-    pub sealed_private_key: Vec<u8>,
-    /// The KEK that sealed it.
+    /// Its private key, sealed; `None` if it is held elsewhere.
+    pub sealed: Option<SealedKey>,
+}
+
+/// A sealed private key.
+#[derive(Clone, Debug)]
+pub struct SealedKey {
+    /// The sealed bytes.
+    pub blob: Vec<u8>,
+    /// The KEK that they need.
     pub kek_id: String,
 }
 

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::Shared;
 use super::cached::Cached;
+use super::service::Custody;
 use crate::db::{Backlog, StoreError};
 
 /// Records that wait are counted up to so many.
@@ -124,7 +125,10 @@ fn of_database(database: Option<&Database>) -> Vec<Part> {
 /// The KEK and the signers; nothing for a node that signs nothing.
 async fn signing(shared: &Shared, ring_paused: bool) -> Vec<Part> {
     let Some(signing) = &shared.signing else { return Vec::new() };
-    let kek = format!("{} is proven", signing.kek.id().0);
+    let (custody, kept) = match &signing.custody {
+        Custody::Kek(kek) => ("kek", format!("{} is proven", kek.id().0)),
+        Custody::Token(token) => ("token", format!("the keys are on token {:?}", token.label())),
+    };
     let troubles = signing.troubles.places();
     let (ready, detail) = match shared.node_state().await.state {
         "running" if ring_paused => (false, "the ring is paused".to_owned()),
@@ -134,7 +138,7 @@ async fn signing(shared: &Shared, ring_paused: bool) -> Vec<Part> {
         "running" => (false, format!("in trouble: {}", troubles.join(", "))),
         state => (false, state.to_owned()),
     };
-    vec![Part { part: "kek", ready: true, detail: kek }, Part { part: "signing", ready, detail }]
+    vec![Part { part: custody, ready: true, detail: kept }, Part { part: "signing", ready, detail }]
 }
 
 fn in_words(readiness: &Readiness) -> String {

@@ -17,6 +17,7 @@ use crate::actors::troubles::Troubles;
 use crate::config::HttpConfig;
 use crate::db::{Ring, Store};
 use crate::keyring::Kek;
+use crate::keyring::pkcs11::Token;
 use crate::metrics::Timings;
 use crate::types::NodeId;
 
@@ -57,8 +58,17 @@ pub struct Signing {
     pub stored: watch::Receiver<u64>,
     /// How many signer threads it has.
     pub signers: usize,
-    /// What seals new keys.
-    pub kek: Arc<Kek>,
+    /// Where new private keys go.
+    pub custody: Custody,
+}
+
+/// What keeps the private keys of a ring.
+#[derive(Clone, Debug)]
+pub enum Custody {
+    /// The database, sealed under this KEK.
+    Kek(Arc<Kek>),
+    /// A token.
+    Token(Token),
 }
 
 /// How a node is doing.

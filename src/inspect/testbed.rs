@@ -13,8 +13,8 @@ use zeroize::Zeroizing;
 
 use crate::config::DatabaseUrl;
 use crate::db::{
-    self, CheckOut, ClaimedBatch, GiveUp, KekCheck, NewKey, NewRecord, SignedBatch, Store,
-    StoreOptions, StoreOutcome, migrate,
+    self, CheckOut, ClaimedBatch, GiveUp, KekCheck, NewKey, NewRecord, SealedKey, SignedBatch,
+    Store, StoreOptions, StoreOutcome, migrate,
 };
 use crate::keyring::jwk;
 use crate::signing::{Engine, PrivateKey, sign_each};
@@ -77,10 +77,10 @@ impl Testbed {
             let key = private_key(id);
             let public_key = key.public_key();
             keys.insert(id, key);
-            let (kid, sealed_private_key) = (jwk::kid(&public_key), vec![0]);
+            let kid = jwk::kid(&public_key);
             let algorithm = "Ed25519";
-            let kek_id = kek_id.clone();
-            Ok(NewKey { kid, algorithm, public_key, sealed_private_key, kek_id })
+            let sealed = Some(SealedKey { blob: vec![0], kek_id: kek_id.clone() });
+            Ok(NewKey { kid, algorithm, public_key, sealed })
         };
         self.store.add_keys(self.ring, count, false, "test", &mut make).unwrap();
     }

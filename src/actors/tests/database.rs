@@ -10,8 +10,8 @@ use super::scripted_signer::SigningScript;
 use crate::actors::key_set::prove_kek;
 use crate::config::DatabaseUrl;
 use crate::db::{
-    Batch, KekCheck, Key, NewKey, NewRecord, SignedRecord, SqliteStore, Store, StoreOptions,
-    migrate,
+    Batch, KekCheck, Key, NewKey, NewRecord, SealedKey, SignedRecord, SqliteStore, Store,
+    StoreOptions, migrate,
 };
 use crate::keyring::{Algorithm, Kek, KeyIdentity, jwk, seal};
 use crate::ledger::{Counts, Ledger};
@@ -104,10 +104,11 @@ impl Database {
                 kid: kid.clone(),
                 algorithm: Algorithm::Ed25519,
             };
-            let mut sealed_private_key = seal(kek, &identity, &private_key)?;
-            damage(&mut sealed_private_key);
+            let mut blob = seal(kek, &identity, &private_key)?;
+            damage(&mut blob);
             let algorithm = Algorithm::Ed25519.as_str();
-            Ok(NewKey { kid, algorithm, public_key, sealed_private_key, kek_id: kek.id().0 })
+            let sealed = Some(SealedKey { blob, kek_id: kek.id().0 });
+            Ok(NewKey { kid, algorithm, public_key, sealed })
         };
         self.store.add_keys(self.ring, count, false, "test", &mut make).unwrap()
     }

@@ -113,7 +113,12 @@ impl<'a> TestNode<'a> {
         });
         let signer = SyncArbiter::start(plan.signers, {
             let clock = Arc::clone(&clock);
-            move || Signer { engine: Engine::Dalek, clock: Arc::clone(&clock), sign: scripted_sign }
+            move || Signer {
+                engine: Engine::Dalek,
+                clock: Arc::clone(&clock),
+                sign: scripted_sign,
+                token: None,
+            }
         });
         let workers = SyncArbiter::start(plan.writers, {
             let store = Arc::clone(&store);

@@ -6,8 +6,8 @@ use zeroize::Zeroizing;
 
 use super::fixture::Fixture;
 use crate::db::{
-    CheckOut, CheckedOut, ClaimedBatch, GiveUp, KekCheck, NewKey, NewRecord, Shortage, SignedBatch,
-    Store, StoreOutcome,
+    CheckOut, CheckedOut, ClaimedBatch, GiveUp, KekCheck, NewKey, NewRecord, SealedKey, Shortage,
+    SignedBatch, Store, StoreOutcome,
 };
 use crate::signing::{PrivateKey, Signature};
 use crate::types::{BatchSize, KeyId, Kid, RecordId, RingId};
@@ -28,8 +28,7 @@ pub(super) fn new_key(id: KeyId) -> NewKey {
         kid: Kid(format!("kid-{id}")),
         algorithm: "Ed25519",
         public_key: PrivateKey::from_seed(Zeroizing::new(seed)).public_key(),
-        sealed_private_key: vec![1; 48],
-        kek_id: "kek".to_owned(),
+        sealed: Some(SealedKey { blob: vec![1; 48], kek_id: "kek".to_owned() }),
     }
 }
 

@@ -20,7 +20,7 @@ use crate::types::{BatchRange, Fence, KeyId, Position, Record, RingId, Tick};
 /// before it.
 pub(super) fn lock_ring(store: &PgStore, c: &mut PgConnection, ring: RingId) -> TxResult<Ring> {
     let query = format!("SELECT {} FROM rings WHERE id = $1 FOR NO KEY UPDATE", RingRow::COLUMNS);
-    let ring = Ring::from(c.row::<RingRow>(&query, &ring_bind(ring))?);
+    let ring = Ring::try_from(c.row::<RingRow>(&query, &ring_bind(ring))?)?;
     store.seen.check(ring.id, ring.tick)?;
     Ok(ring)
 }

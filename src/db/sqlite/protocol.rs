@@ -28,7 +28,7 @@ pub(super) fn ring_row(
     ring: RingId,
 ) -> TxResult<Ring> {
     let query = format!("SELECT {} FROM rings WHERE id = $1", RingRow::COLUMNS);
-    let ring = Ring::from(c.row::<RingRow>(&query, &[Bind::Int(ring.0)])?);
+    let ring = Ring::try_from(c.row::<RingRow>(&query, &[Bind::Int(ring.0)])?)?;
     store.seen.check(ring.id, ring.tick)?;
     Ok(ring)
 }

@@ -11,13 +11,14 @@ use zeroize::Zeroizing;
 
 use super::page::{Page, after, limit};
 use crate::actors::key_set::KeySetError;
-use crate::actors::{new_keys, off_thread};
+use crate::actors::token_keys::TokenKeysError;
+use crate::actors::{new_keys, off_thread, token_keys};
 use crate::db::Key;
-use crate::http::Shared;
 use crate::http::auth::{As, KeyAdmin, Reader};
 use crate::http::body::{Json, JsonOrNone, SecretJson};
 use crate::http::problem::{Problem, ProblemDocument};
-use crate::keyring::{Kek, private};
+use crate::http::{Custody, Shared};
+use crate::keyring::private;
 use crate::types::{KeyEvent, KeyId, KeyStatus, Kid};
 
 /// How many keys one request makes, at the most: they are one transaction under the ring's lock, which
@@ -160,16 +161,25 @@ pub(super) async fn generate(
             "count is {count}: it must be from 1 to {MOST_KEYS}."
         )));
     }
-    let kek = kek(&shared)?;
+    let custody = custody(&shared)?;
     let (store, ring, actor) = (Arc::clone(&shared.store), shared.ring.clone(), caller.0.actor());
     let kids = off_thread(move || {
-        let added = new_keys::generate(store.as_ref(), &ring, &kek, count, false, &actor);
+        let added = match custody {
+            Custody::Kek(kek) => {
+                new_keys::generate(store.as_ref(), &ring, &kek, count, false, &actor)
+                    .map_err(not_made)
+            }
+            Custody::Token(token) => {
+                token_keys::generate(store.as_ref(), &ring, &token, count, false, &actor)
+                    .map_err(not_made_on_token)
+            }
+        };
         Ok(added.map(|ids| {
             let first = ids.first().map_or(KeyId(0), |id| KeyId(id.0 - 1));
             store.list_keys(ring.id, None, first, count)
         }))
     });
-    let keys = kids.await?.map_err(not_made)??;
+    let keys = kids.await???;
     let kids = keys.into_iter().map(|key| key.kid.0).collect();
     Ok(HttpResponse::Created().json(NewKeys { kids }))
 }
@@ -228,7 +238,11 @@ pub(super) async fn import(
         _ => return Err(Problem::unprocessable("Send exactly one of pem and jwk.")),
     };
     let private_key = read.map_err(|error| Problem::unprocessable(format!("{error}.")))?;
-    let kek = kek(&shared)?;
+    let Custody::Kek(kek) = custody(&shared)? else {
+        return Err(Problem::conflict(
+            "The keys of this ring are made on its token and never leave it: none is taken in.",
+        ));
+    };
     let (store, ring, actor) = (Arc::clone(&shared.store), shared.ring.clone(), caller.0.actor());
     let imported =
         off_thread(move || Ok(new_keys::import(store.as_ref(), &ring, &kek, &private_key, &actor)));
@@ -299,12 +313,38 @@ pub(super) async fn change(
     let (of, actor) = (kid.clone(), caller.0.actor());
     let changed =
         shared.ask(move |store| store.change_key(&of, event, &actor, reason.as_deref())).await?;
+    if event == KeyEvent::Destroyed {
+        destroy_on_token(&shared, kid.clone()).await?;
+    }
     Ok(HttpResponse::Ok().json(Changed { kid: kid.0, status: event.status().as_str(), changed }))
 }
 
-fn kek(shared: &Shared) -> Result<Arc<Kek>, Problem> {
-    let kek = shared.signing.as_ref().map(|signing| Arc::clone(&signing.kek));
-    kek.ok_or_else(|| {
+/// Wipes on the token what the database calls destroyed already; if that fails, it is done by asking
+/// for the same again.
+async fn destroy_on_token(shared: &Shared, kid: Kid) -> Result<(), Problem> {
+    let Some(Custody::Token(token)) = shared.signing.as_ref().map(|signing| &signing.custody)
+    else {
+        return Ok(());
+    };
+    let token = token.clone();
+    off_thread(move || Ok(token_keys::destroy(&token, &kid).map_err(TokenKeysError::from)))
+        .await?
+        .map_err(not_made_on_token)
+}
+
+fn not_made_on_token(error: TokenKeysError) -> Problem {
+    match error {
+        TokenKeysError::Store(error) => error.into(),
+        error => {
+            tracing::error!(%error, "the token did not do what an administrator asked for");
+            Problem::conflict(format!("{error}."))
+        }
+    }
+}
+
+fn custody(shared: &Shared) -> Result<Custody, Problem> {
+    let custody = shared.signing.as_ref().map(|signing| signing.custody.clone());
+    custody.ok_or_else(|| {
         Problem::conflict(
             "This node signs nothing and has no key-encryption key: ask a node that signs.",
         )

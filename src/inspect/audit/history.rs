@@ -165,7 +165,7 @@ const IDLE: &[BatchState] = &[BatchState::Retry, BatchState::Quarantined];
 mod tests {
     use super::*;
     use crate::ledger::Rule;
-    use crate::types::{KeyEvent, KeyId, Position};
+    use crate::types::{KeyEvent, KeyId, Position, Provider};
 
     /// What the end of a history up to tick 3 is found to break, if the clock was read as `before`
     /// and `after` around the last page.
@@ -177,6 +177,7 @@ mod tests {
             tick: Tick(3),
             cursor,
             paused: false,
+            provider: Provider::Software,
         };
         let mut history = RingHistory::new(&ring);
         for tick in 1..=3 {
