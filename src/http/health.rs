@@ -125,11 +125,17 @@ fn of_database(database: Option<&Database>) -> Vec<Part> {
 /// The KEK and the signers; nothing for a node that signs nothing.
 async fn signing(shared: &Shared, ring_paused: bool) -> Vec<Part> {
     let Some(signing) = &shared.signing else { return Vec::new() };
-    let (custody, kept) = match &signing.custody {
-        Custody::Kek(kek) => ("kek", format!("{} is proven", kek.id().0)),
-        Custody::Token(token) => ("token", format!("the keys are on token {:?}", token.label())),
-    };
+    let part = |part, ready, detail: String| Part { part, ready, detail };
     let troubles = signing.troubles.places();
+    let custody = match &signing.custody {
+        Custody::Kek(kek) => part("kek", true, format!("{} is proven", kek.id().0)),
+        Custody::Token(token) if troubles.contains(&"token") => {
+            part("token", false, format!("token {:?} does not sign", token.label()))
+        }
+        Custody::Token(token) => {
+            part("token", true, format!("token {:?} has the keys", token.label()))
+        }
+    };
     let (ready, detail) = match shared.node_state().await.state {
         "running" if ring_paused => (false, "the ring is paused".to_owned()),
         "running" if troubles.is_empty() => {
@@ -138,7 +144,7 @@ async fn signing(shared: &Shared, ring_paused: bool) -> Vec<Part> {
         "running" => (false, format!("in trouble: {}", troubles.join(", "))),
         state => (false, state.to_owned()),
     };
-    vec![Part { part: custody, ready: true, detail: kept }, Part { part: "signing", ready, detail }]
+    vec![custody, part("signing", ready, detail)]
 }
 
 fn in_words(readiness: &Readiness) -> String {

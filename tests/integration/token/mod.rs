@@ -141,8 +141,26 @@ fn keys_of_a_token_are_made_and_destroyed_over_http_and_none_is_taken_in(site: S
             served.post("/v1/records", &json!({ "payload": payload })).expect(201)["id"].clone();
         served.get(&format!("/v1/records/{id}/signature?wait=60")).expect(200);
     }
-    let ready = served.ask(reqwest::Method::GET, "/ready").send().unwrap().text().unwrap();
-    assert!(ready.contains(LABEL), "{ready}");
+    let ready = || {
+        let asked = served.ask(reqwest::Method::GET, "/ready").header("accept", "application/json");
+        let answer = asked.send().unwrap();
+        (answer.status().as_u16(), answer.text().unwrap())
+    };
+    let (status, said) = ready();
+    assert!(status == 200 && said.contains(LABEL), "{said}");
+
+    let (tokens, away) = (served.site.path("tokens"), served.site.path("away"));
+    fs::rename(&tokens, &away).unwrap();
+    let late = served.post("/v1/records", &json!({ "payload": "c" })).expect(201)["id"].clone();
+    wait_until("the service is not ready and says why", || {
+        let (status, said) = ready();
+        status == 503 && said.contains("does not sign")
+    });
+    let unable = served.post("/v1/keys/generate", &json!({"count": 1}));
+    unable.expect_problem(409, &format!("token \"{LABEL}\" is unavailable"));
+    fs::rename(&away, &tokens).unwrap();
+    served.get(&format!("/v1/records/{late}/signature?wait=60")).expect(200);
+    wait_until("the service is ready again", || ready().0 == 200);
     let destroyed = served.order(&format!("/v1/keys/{}/destroy", kid(0))).expect(200);
     assert_eq!(destroyed["status"], "destroyed");
     let site = served.stop();
