@@ -126,7 +126,7 @@ impl Node {
         let timings = Timings::default();
         let (stored_batches, stored) = watch::channel(0);
         let report = first_report(&config);
-        let sizes = Sizes::of(&config);
+        let sizes = Sizes::of(&config, token.is_some());
         let lease = config.lease.duration();
 
         let key_manager = KeyManager::new(
@@ -304,13 +304,18 @@ struct Sizes {
 }
 
 impl Sizes {
-    fn of(config: &Config) -> Self {
+    fn of(config: &Config, on_token: bool) -> Self {
         let signing = &config.signing;
         let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
         let signers = signing.signers.resolve(cores);
         // Enough records for every stage to have work while the others do theirs.
         let batch_size = signing.batch_size.records() as usize;
-        let suggested = 16_384_usize.div_ceil(batch_size).min(256).max(4 * signers);
+        let suggested = if on_token {
+            // What waits for a slow token must not wait longer than a lease or the watchdog.
+            2 * signers
+        } else {
+            16_384_usize.div_ceil(batch_size).min(256).max(4 * signers)
+        };
         let max_in_flight = signing.max_in_flight.resolve(suggested);
         let slice_bytes = signing.slice_bytes.min(signing.max_in_flight_bytes);
         Sizes {

@@ -12,6 +12,7 @@ use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tracing::Instrument;
 
 use super::db_writer::DbWriter;
+use super::key_handle::KeyHandle;
 use super::key_manager::KeyManager;
 use super::messages::{
     BatchEnd, Checkout, LoadBatch, Return, ReturnKey, SignBatch, SignFailure, StoreBatch,
@@ -248,10 +249,17 @@ async fn sign(
         let Some(last) = records.last() else { break };
         reach("batch", "loaded");
         after = Some(last.position);
-        let message =
-            SignBatch { key: checkout.key.clone(), deadline: checkout.deadline.clone(), records };
-        let signed = answer(stations, "signer", stations.signer.send(message)).await??;
-        signatures.extend(signed);
+        let mut rest = records;
+        while !rest.is_empty() {
+            let later = rest.split_off(rest.len().min(most_at_a_time(&checkout.key)));
+            let message = SignBatch {
+                key: checkout.key.clone(),
+                deadline: checkout.deadline.clone(),
+                records: std::mem::replace(&mut rest, later),
+            };
+            let signed = answer(stations, "signer", stations.signer.send(message)).await??;
+            signatures.extend(signed);
+        }
     }
     let found = signatures.len();
     if found != expected {
@@ -261,6 +269,15 @@ async fn sign(
         Err(Failure::Batch(reason))
     } else {
         Ok(signatures)
+    }
+}
+
+/// How many records a signer is handed at a time: a token may take a tenth of a second for each, and
+/// must answer in the watchdog's time.
+fn most_at_a_time(key: &KeyHandle) -> usize {
+    match key {
+        KeyHandle::Software(_) => usize::MAX,
+        KeyHandle::Token(_) => 100,
     }
 }
 
