@@ -4,20 +4,24 @@ mod connect;
 mod kek;
 mod node;
 pub mod signals;
+mod token;
 
 use std::sync::Arc;
 
 use crate::actors::key_set::{KeySet, KeySetError};
 use crate::config::Config;
 use crate::db::{Ring, Store};
+use crate::http::Custody;
 use crate::keyring::Keks;
-use crate::types::NodeId;
+use crate::keyring::pkcs11::Token;
+use crate::types::{NodeId, Provider};
 
 pub use connect::{
     Connected, MissingDatabase, ask_database, connect, wait_for_database, wait_for_signing_lock,
 };
 pub use kek::{ask_passphrase, load_keks, load_or_make_keks, new_passphrase, read_passphrase};
 pub use node::{Mode, Node, NodeParts, NodeSnapshot, RingEnd, RingParts};
+pub use token::{keys_on_token, open_token};
 
 /// A mistake of the user's, as opposed to a failure: exit code 2.
 #[derive(Debug, thiserror::Error)]
@@ -42,21 +46,41 @@ pub fn node_id(config: &Config) -> anyhow::Result<NodeId> {
     Ok(NodeId(format!("{name}-{}-{random:08x}", std::process::id())))
 }
 
-/// What a node takes to sign these rings: unseals the keys of each.
+/// What a node takes to sign these rings: unseals the keys of each under the KEKs that `load_keks` loads,
+/// or opens the token that has them. Either is asked for once, and only if a ring needs it.
 ///
 /// # Errors
-/// As [`unseal_keys`].
+/// As [`unseal_keys`] and [`open_token`].
 pub fn ring_parts(
     config: &Config,
     store: &Arc<dyn Store>,
     rings: &[Ring],
-    keks: &Arc<Keks>,
+    load_keks: impl Fn() -> anyhow::Result<Keks>,
 ) -> anyhow::Result<Vec<RingParts>> {
-    let parts = rings.iter().map(|ring| {
-        let keys = unseal_keys(config, store, ring, Arc::clone(keks))?;
-        Ok(RingParts { ring: ring.clone(), keys })
-    });
-    parts.collect()
+    let mut keks: Option<Arc<Keks>> = None;
+    let mut token: Option<Token> = None;
+    let mut parts = Vec::with_capacity(rings.len());
+    for ring in rings {
+        let (keys, custody) = match ring.provider {
+            Provider::Software => {
+                let keks = match &keks {
+                    Some(keks) => Arc::clone(keks),
+                    None => Arc::clone(keks.insert(Arc::new(load_keks()?))),
+                };
+                let keys = unseal_keys(config, store, ring, Arc::clone(&keks))?;
+                (keys, Custody::Keks(keks))
+            }
+            Provider::Pkcs11 => {
+                let token = match &token {
+                    Some(token) => token.clone(),
+                    None => token.insert(open_token(config)?).clone(),
+                };
+                (keys_on_token(config, store, ring)?, Custody::Token(token))
+            }
+        };
+        parts.push(RingParts { ring: ring.clone(), keys, custody });
+    }
+    Ok(parts)
 }
 
 /// Unseals a ring's keys, and disables those that are damaged.

@@ -40,6 +40,8 @@ pub struct Config {
     pub lease: LeaseConfig,
     /// How private keys are unsealed.
     pub keys: KeysConfig,
+    /// Where hardware keys are.
+    pub pkcs11: Pkcs11Config,
     /// The endpoints.
     pub http: HttpConfig,
     /// This process among others.
@@ -200,6 +202,21 @@ impl KeysConfig {
     pub fn retire_after(&self) -> Option<Duration> {
         self.retire_after_days.map(|days| Duration::from_secs(u64::from(days) * 86_400))
     }
+}
+
+/// `[pkcs11]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Pkcs11Config {
+    /// The module of the token: a shared library.
+    #[serde(deserialize_with = "value::optional_path")]
+    pub module: Option<PathBuf>,
+    /// The token's label.
+    #[serde(deserialize_with = "value::optional_text")]
+    pub token_label: Option<String>,
+    /// The file that holds the user's PIN, of mode 0600.
+    #[serde(deserialize_with = "value::optional_path")]
+    pub pin_file: Option<PathBuf>,
 }
 
 /// `[http]`

@@ -12,6 +12,7 @@ use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tracing::Instrument;
 
 use super::db_writer::DbWriter;
+use super::key_handle::KeyHandle;
 use super::key_manager::KeyManager;
 use super::messages::{
     BatchEnd, Checkout, LoadBatch, Return, ReturnKey, SignBatch, SignFailure, StoreBatch,
@@ -104,6 +105,8 @@ enum Failure {
     /// Signatures that do not verify. The machine's doing, and yet it counts as an attempt: what
     /// comes back with the batch, on whatever machine, must not go round for ever.
     Faulty { reason: String, record: RecordId, signatures: u64 },
+    /// The token's; it does not either, and nothing more is worth a try before the token is back.
+    Token(String),
     /// Its use had ended.
     Fenced(Outcome),
 }
@@ -115,6 +118,7 @@ impl From<SignFailure> for Failure {
             SignFailure::Faulty { record, signatures } => {
                 Failure::Faulty { reason: failure.to_string(), record, signatures }
             }
+            SignFailure::Token(reason) => Failure::Token(reason),
             SignFailure::Panicked(_) | SignFailure::Engine(_) => {
                 Failure::Batch(failure.to_string())
             }
@@ -169,6 +173,7 @@ async fn take_to_its_end(stations: Stations, checkout: Checkout) -> BatchEnd {
                 other => other,
             }
         }
+        Err(Failure::Token(reason)) => hand_back_to_token(&stations, &checkout, reason).await,
     }
 }
 
@@ -192,6 +197,13 @@ async fn give_up(
             BatchEnd::GivenUp { reason }
         }
     }
+}
+
+/// Gives a batch back that the token did not sign; who waits for the token says why, and not every batch.
+async fn hand_back_to_token(stations: &Stations, checkout: &Checkout, reason: String) -> BatchEnd {
+    tracing::debug!(reason, "giving a batch back: the token failed");
+    return_key(stations, checkout, Return::GiveUp { failure: None }).await;
+    BatchEnd::TokenFailed { reason }
 }
 
 /// Gives a batch back that will not be started.
@@ -254,14 +266,18 @@ async fn sign(
         let Some(last) = records.last() else { break };
         reach("batch", "loaded");
         after = Some(last.position);
-        let message = SignBatch {
-            key: Arc::clone(&checkout.key),
-            public_key: checkout.public_key,
-            deadline: checkout.deadline.clone(),
-            records,
-        };
-        let signed = answer(stations, "signer", stations.signer.send(message)).await??;
-        signatures.extend(signed);
+        let mut rest = records;
+        while !rest.is_empty() {
+            let later = rest.split_off(rest.len().min(most_at_a_time(&checkout.key)));
+            let message = SignBatch {
+                key: checkout.key.clone(),
+                public_key: checkout.public_key,
+                deadline: checkout.deadline.clone(),
+                records: std::mem::replace(&mut rest, later),
+            };
+            let signed = answer(stations, "signer", stations.signer.send(message)).await??;
+            signatures.extend(signed);
+        }
     }
     let found = signatures.len();
     if found != expected {
@@ -271,6 +287,15 @@ async fn sign(
         Err(Failure::Batch(reason))
     } else {
         Ok(signatures)
+    }
+}
+
+/// How many records a signer is handed at a time: a token may take a tenth of a second for each, and
+/// must answer in the watchdog's time.
+fn most_at_a_time(key: &KeyHandle) -> usize {
+    match key {
+        KeyHandle::Software(_) => usize::MAX,
+        KeyHandle::Token(_) => 100,
     }
 }
 

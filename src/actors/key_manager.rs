@@ -287,8 +287,8 @@ impl KeyManager {
             let deadline = Deadline::new(until);
             let key_use = batch.key_use;
             self.open.insert(key_use.fence, OpenCheckout { key_use, deadline: deadline.clone() });
-            let KeyPair { private_key, public_key } = key;
-            granted.checkouts.push(Checkout { batch, key: private_key, public_key, deadline });
+            let KeyPair { handle, public_key } = key;
+            granted.checkouts.push(Checkout { batch, key: handle, public_key, deadline });
         }
         self.snapshot.checked_out += granted.checkouts.len() as u64;
         self.snapshot.damaged_keys += claimed.damaged;

@@ -3,8 +3,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::key_handle::KeyHandle;
 use super::sealer::{Sealer, identity, prove_keks};
 use crate::db::{DueKey, SealedKeyRow, Store, StoreError};
+use crate::keyring::pkcs11::TokenKeyRef;
 use crate::keyring::{DataKey, DataKeyError, DataKeyPlace, KekId, Keks, Opener, unseal};
 use crate::signing::{PrivateKey, PublicKey};
 use crate::types::{DataKeyId, KeyEvent, KeyId, Kid, RingId};
@@ -12,14 +14,22 @@ use crate::types::{DataKeyId, KeyEvent, KeyId, Kid, RingId};
 /// Unsealed private keys; each is wiped when the last use of it ends after it left the set.
 pub struct KeySet {
     keys: HashMap<KeyId, KeyPair>,
-    unsealer: Unsealer,
+    home: Home,
+}
+
+/// Where the private keys of a ring come from.
+enum Home {
+    /// The database, sealed.
+    Database(Unsealer),
+    /// A token: the set holds their names.
+    Token { store: Arc<dyn Store>, ring: RingId },
 }
 
 /// A key as it signs, and as its signatures are verified.
 #[derive(Clone, Debug)]
 pub struct KeyPair {
-    /// The private half, shared by all who sign with it.
-    pub private_key: Arc<PrivateKey>,
+    /// The private half, or its name on the token; shared by all who sign with it.
+    pub handle: KeyHandle,
     /// The public half, which is the one that the database has.
     pub public_key: PublicKey,
 }
@@ -97,8 +107,14 @@ impl KeySet {
     /// # Errors
     /// As [`prove_keks`].
     pub fn new(store: Arc<dyn Store>, ring: RingId, keks: Arc<Keks>) -> Result<Self, KeySetError> {
-        let unsealer = Unsealer::new(store, ring, keks)?;
-        Ok(KeySet { keys: HashMap::new(), unsealer })
+        let home = Home::Database(Unsealer::new(store, ring, keks)?);
+        Ok(KeySet { keys: HashMap::new(), home })
+    }
+
+    /// An empty set for a ring whose keys are on a token: it holds their names and needs no KEK.
+    #[must_use]
+    pub fn on_token(store: Arc<dyn Store>, ring: RingId) -> Self {
+        KeySet { keys: HashMap::new(), home: Home::Token { store, ring } }
     }
 
     /// Reads the ring again: unseals active keys that are new, drops those that are active no
@@ -108,7 +124,8 @@ impl KeySet {
     /// [`KeySetError::OtherKek`] when all other keys have been seen to, [`KeySetError::DataKey`], and
     /// the database's.
     pub fn refresh(&mut self) -> Result<Vec<DamagedKey>, KeySetError> {
-        let rows = self.unsealer.store.sealed_keys(self.unsealer.ring)?;
+        let (store, ring) = self.place();
+        let rows = store.sealed_keys(ring)?;
         let mut damaged = Vec::new();
         let mut of_other_kek = None;
         let mut active = HashMap::with_capacity(rows.len());
@@ -117,15 +134,12 @@ impl KeySet {
                 active.insert(row.id, key.clone());
                 continue;
             }
-            match self.unsealer.unseal(&row) {
-                Ok(private_key) => {
-                    let public_key = private_key.public_key();
-                    let private_key = Arc::new(private_key);
-                    active.insert(row.id, KeyPair { private_key, public_key });
+            match self.open(&row) {
+                Ok(key) => {
+                    active.insert(row.id, key);
                 }
                 Err(Sealed::Damaged(reason)) => {
                     let disabled = KeyEvent::Disabled;
-                    let store = &self.unsealer.store;
                     store.change_key(&row.kid, disabled, "chancery", Some(&reason))?;
                     damaged.push(DamagedKey { kid: row.kid, reason });
                 }
@@ -138,13 +152,37 @@ impl KeySet {
         of_other_kek.map_or(Ok(damaged), Err)
     }
 
+    fn place(&self) -> (Arc<dyn Store>, RingId) {
+        match &self.home {
+            Home::Database(unsealer) => (Arc::clone(&unsealer.store), unsealer.ring),
+            Home::Token { store, ring } => (Arc::clone(store), *ring),
+        }
+    }
+
+    fn open(&mut self, row: &SealedKeyRow) -> Result<KeyPair, Sealed> {
+        match &mut self.home {
+            Home::Database(unsealer) => {
+                let private_key = unsealer.unseal(row)?;
+                let public_key = private_key.public_key();
+                Ok(KeyPair { handle: KeyHandle::Software(Arc::new(private_key)), public_key })
+            }
+            Home::Token { .. } => {
+                let public_key = PublicKey::from_bytes(&row.public_key).map_err(|error| {
+                    Sealed::Damaged(format!("key {}: public key: {error}", row.kid))
+                })?;
+                let key = TokenKeyRef { kid: row.kid.clone(), public_key };
+                Ok(KeyPair { handle: KeyHandle::Token(Arc::new(key)), public_key })
+            }
+        }
+    }
+
     /// Retires keys that have signed for long enough, and puts a fresh one in the place of each; how
-    /// many.
+    /// many. On a token keys are made by people only.
     ///
     /// # Errors
     /// As [`Sealer::new`], and the database's.
     pub fn replace(&self, due: &[DueKey]) -> Result<u32, KeySetError> {
-        let Unsealer { store, ring, keks, .. } = &self.unsealer;
+        let Home::Database(Unsealer { store, ring, keks, .. }) = &self.home else { return Ok(0) };
         let sealer = Sealer::new(store.as_ref(), *ring, keks)?;
         let mut make = |id| super::new_keys::generate_one(&sealer, id);
         Ok(store.replace_keys(*ring, due, "chancery", &mut make)?)

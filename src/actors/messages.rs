@@ -1,14 +1,14 @@
 //! Every message that crosses from one actor to another; private ones stand beside their actor.
 
 use std::marker::PhantomData;
-use std::sync::Arc;
 use std::time::Duration;
 
 use actix::Message;
 
+use super::key_handle::KeyHandle;
 use crate::clock::Deadline;
 use crate::db::{ClaimedBatch, KeyUse, Shortage, SignedBatch, StoreError};
-use crate::signing::{PrivateKey, PublicKey, Signature};
+use crate::signing::{PublicKey, Signature};
 use crate::types::{BatchRange, Outcome, Position, Record, RecordId, RingId};
 
 /// To the KeyManager: check out up to so many batches, each with the least recently used key.
@@ -34,7 +34,7 @@ pub struct Checkout {
     /// The batch.
     pub batch: ClaimedBatch,
     /// The key, shared with the KeyManager and nobody else.
-    pub key: Arc<PrivateKey>,
+    pub key: KeyHandle,
     /// Its public half, as the database has it.
     pub public_key: PublicKey,
     /// No signature starts after it; renewals move it on.
@@ -82,7 +82,7 @@ pub struct LoadBatch {
 #[rtype(result = "Result<Vec<(RecordId, Signature)>, SignFailure>")]
 pub struct SignBatch {
     /// The key.
-    pub key: Arc<PrivateKey>,
+    pub key: KeyHandle,
     /// Its public half, as the database has it.
     pub public_key: PublicKey,
     /// When to stop.
@@ -115,7 +115,15 @@ pub enum SignFailure {
         /// How many there are.
         signatures: u64,
     },
+    /// The token failed, through no fault of what was to be signed.
+    #[error("{0}")]
+    Token(String),
 }
+
+/// To a Signer: does what it signs with answer? Without a token, it does.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<(), SignFailure>")]
+pub struct Probe;
 
 /// To the DbWriter: store a signed batch; it answers when that is settled.
 #[derive(Debug, Message)]
@@ -198,6 +206,11 @@ pub enum BatchEnd {
         reason: String,
         /// How many there are.
         signatures: u64,
+    },
+    /// Given up because the token failed, for this reason.
+    TokenFailed {
+        /// The reason.
+        reason: String,
     },
 }
 

@@ -11,6 +11,7 @@
 mod batch_job;
 pub mod budget;
 pub mod db_writer;
+pub mod key_handle;
 pub mod key_manager;
 pub mod key_set;
 pub mod messages;
@@ -22,6 +23,7 @@ pub mod rewrap;
 pub mod sealer;
 pub mod signer;
 pub mod supervisor;
+pub mod token_keys;
 pub mod troubles;
 
 #[cfg(test)]

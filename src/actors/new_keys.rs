@@ -47,7 +47,8 @@ pub fn import(
         }
     }
     let count = u32::try_from(kids.len()).unwrap_or(u32::MAX);
-    let mut next = private_keys.iter().zip(&kids);
+    // A transaction that is repeated asks for all of them again.
+    let mut next = private_keys.iter().zip(&kids).cycle();
     store.add_keys(ring.id, count, false, actor, &mut |id| {
         let (private_key, kid) = next.next().ok_or("fewer keys than were counted")?;
         Ok(sealer.new_key(id, private_key, private_key.public_key(), kid.clone())?)

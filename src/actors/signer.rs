@@ -1,6 +1,7 @@
-//! Signs: pure computation over one key and one batch, or a slice of one.
+//! Signs: pure computation over one key and one batch, or a slice of one; or the same by a token.
 //!
-//! Invariant: no I/O, no database, and nothing of a key is kept between two messages.
+//! Invariant: no I/O but the token's, no database, and nothing of a private key is kept between two
+//! messages.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -8,9 +9,11 @@ use std::sync::Arc;
 
 use actix::prelude::*;
 
-use super::messages::{SignBatch, SignFailure};
+use super::key_handle::KeyHandle;
+use super::messages::{Probe, SignBatch, SignFailure};
 use crate::clock::Clock;
 use crate::failpoint::reach;
+use crate::keyring::pkcs11::{TokenError, TokenSession};
 use crate::signing::{
     Engine, PrivateKey, PublicKey, Signature, SigningError, Verifiable, sign_each, verify_all,
 };
@@ -47,6 +50,8 @@ pub struct Signer {
     pub sign: SignFn,
     /// Whether it verifies what it has signed.
     pub verify: bool,
+    /// What signs with keys on the token, if this pool is one of a token.
+    pub token: Option<TokenSession>,
 }
 
 impl Actor for Signer {
@@ -62,16 +67,25 @@ impl Handler<SignBatch> for Signer {
         // A panic would end this thread, and actix never replaces it.
         let signed = catch_unwind(AssertUnwindSafe(|| {
             reach("signer", "signing");
-            let signed = (self.sign)(self.engine, &key, &records, &mut may_go_on);
+            let signed = match (&key, &mut self.token) {
+                (KeyHandle::Software(key), _) => {
+                    let signed = (self.sign)(self.engine, key, &records, &mut may_go_on);
+                    signed.map_err(SignFailure::from)
+                }
+                (KeyHandle::Token(key), Some(token)) => {
+                    let signed = token.sign_each(key, &records, &mut may_go_on);
+                    signed.map_err(SignFailure::from)
+                }
+                (KeyHandle::Token(_), None) => {
+                    Err(SignFailure::Token("this node is not told of a token".to_owned()))
+                }
+            };
             reach("signer", "signed");
-            let signatures = signed.map_err(|error| match error {
-                SigningError::PastDeadline => SignFailure::PastDeadline,
-                error => SignFailure::Engine(error.to_string()),
-            })?;
+            let signatures = signed?;
             if self.verify {
                 verify(&public_key, &records, &signatures)?;
             }
-            Ok(signatures)
+            Ok::<_, SignFailure>(signatures)
         }));
         let signatures =
             signed.map_err(|panic| SignFailure::Panicked(panic_message(panic.as_ref())))??;
@@ -96,6 +110,38 @@ fn verify(
     let Err(bad) = verify_all(&items) else { return Ok(()) };
     let first = bad.first().map_or(0, |index| *index);
     Err(SignFailure::Faulty { record: records[first].position.id, signatures: bad.len() as u64 })
+}
+
+impl Handler<Probe> for Signer {
+    type Result = Result<(), SignFailure>;
+
+    fn handle(&mut self, _: Probe, _: &mut Self::Context) -> Self::Result {
+        let Some(session) = &self.token else { return Ok(()) };
+        match catch_unwind(AssertUnwindSafe(|| session.token().probe())) {
+            Ok(answer) => answer.map_err(SignFailure::from),
+            Err(panic) => Err(SignFailure::Panicked(panic_message(panic.as_ref()))),
+        }
+    }
+}
+
+impl From<SigningError> for SignFailure {
+    fn from(error: SigningError) -> Self {
+        match error {
+            SigningError::PastDeadline => SignFailure::PastDeadline,
+            other => SignFailure::Engine(other.to_string()),
+        }
+    }
+}
+
+impl From<TokenError> for SignFailure {
+    fn from(error: TokenError) -> Self {
+        match error {
+            TokenError::PastDeadline => SignFailure::PastDeadline,
+            error if error.is_of_the_payload() => SignFailure::Engine(error.to_string()),
+            // Whatever else a token says, the batch can be signed once that is mended.
+            error => SignFailure::Token(error.to_string()),
+        }
+    }
 }
 
 /// What a panic said.

@@ -6,6 +6,7 @@
 mod faults;
 mod look;
 mod report;
+mod token;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -122,6 +123,7 @@ pub struct Supervisor {
     /// Since when there is work and no free key, on the node's clock.
     lacks_key_since: Option<Duration>,
     wake_up: Option<SpawnHandle>,
+    token: token::TokenWatch,
     in_flight: u32,
     share: Share,
     drains: Vec<oneshot::Sender<DrainReport>>,
@@ -212,6 +214,7 @@ impl Supervisor {
             failing_checkouts: Reminder::default(),
             lacks_key_since: None,
             wake_up: None,
+            token: token::TokenWatch::default(),
             in_flight: 0,
             share,
             drains: Vec::new(),
@@ -232,7 +235,7 @@ impl Supervisor {
             self.ask_again = true;
             return;
         }
-        let most = self.share.most();
+        let most = self.token.limit(self.share.most());
         // Another ring may have got work, and with it a part of what this one has in flight.
         let free = most.saturating_sub(self.in_flight);
         if free == 0 || (self.in_flight > 0 && free < most / 4) {
@@ -326,6 +329,7 @@ impl Supervisor {
             }
             Some(shortage @ (Shortage::NoWork | Shortage::NoActiveKey)) => {
                 if self.in_flight == 0 {
+                    self.note_token_works();
                     self.quiet = shortage == Shortage::NoWork;
                     self.look_around(shortage, context);
                 }
@@ -451,9 +455,12 @@ impl Handler<BatchSigned> for Supervisor {
                 self.idle = SHORTEST_IDLE;
                 self.snapshot.stored_batches += 1;
                 self.snapshot.signed_records += *records;
+                self.note_token_works();
             }
             BatchEnd::Fenced => self.snapshot.fenced_batches += 1,
-            BatchEnd::GivenUp { .. } => self.snapshot.given_up_batches += 1,
+            BatchEnd::GivenUp { .. } | BatchEnd::TokenFailed { .. } => {
+                self.snapshot.given_up_batches += 1;
+            }
             BatchEnd::Faulty { signatures, .. } => {
                 self.snapshot.given_up_batches += 1;
                 self.note_fault(*signatures);
@@ -473,6 +480,8 @@ impl Handler<BatchSigned> for Supervisor {
                 // Not at once: what failed for one reason would fail again for the same.
                 None => self.rest(context),
             }
+        } else if let BatchEnd::TokenFailed { reason } = message.end {
+            self.wait_for_token(reason, context);
         } else {
             self.pump(context);
         }

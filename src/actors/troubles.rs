@@ -18,6 +18,8 @@ pub(super) enum Place {
     Reclaim,
     /// A ring without a key.
     Waiting,
+    /// A token that does not sign.
+    Token,
     /// A long transaction of somebody's.
     Blocker,
 }
@@ -30,6 +32,7 @@ impl Place {
             Place::Housekeeping => "renewal",
             Place::Reclaim => "reclaim",
             Place::Waiting => "no active key",
+            Place::Token => "token",
             Place::Blocker => "long transaction",
         }
     }

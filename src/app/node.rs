@@ -9,7 +9,7 @@ use actix::{Actor, Addr, SyncArbiter};
 use futures::future::{join_all, select_all};
 use tokio::sync::{oneshot, watch};
 
-use super::{UsageError, wait_for_database};
+use super::wait_for_database;
 use crate::actors::budget::Budget;
 use crate::actors::db_writer::{DbWriter, DbWriterSnapshot, StoreWorker};
 use crate::actors::key_manager::{KeyManager, KeyManagerSettings, KeyManagerSnapshot};
@@ -26,8 +26,8 @@ use crate::actors::troubles::Troubles;
 use crate::clock::{BootClock, Clock};
 use crate::config::{Config, EngineName, VerifyBeforeStore};
 use crate::db::{HeldSigningLock, NodeReport, ReclaimScope, Retirement, Ring, Store, StoreError};
-use crate::http::Signing;
-use crate::keyring::Keks;
+use crate::http::{Custody, Signing};
+use crate::keyring::pkcs11::Token;
 use crate::metrics::Timings;
 use crate::signing::Engine;
 use crate::types::{BatchSize, NodeId, NodeState, Provider};
@@ -61,8 +61,10 @@ pub struct NodeParts {
 pub struct RingParts {
     /// The ring.
     pub ring: Ring,
-    /// Its private keys, unsealed.
+    /// Its private keys, unsealed, or their names on the token.
     pub keys: KeySet,
+    /// Where new private keys go.
+    pub custody: Custody,
 }
 
 /// A running node: the actors of each of its rings, in the order of [`NodeParts::rings`].
@@ -84,6 +86,7 @@ struct RingNode {
     timings: Timings,
     stored: watch::Receiver<u64>,
     signers: usize,
+    custody: Custody,
     finished: oneshot::Receiver<Finished>,
     end: Option<Finished>,
 }
@@ -121,30 +124,26 @@ struct SignerPools(BTreeMap<Provider, Addr<Signer>>);
 impl SignerPools {
     fn of(
         &mut self,
-        ring: &Ring,
+        custody: &Custody,
         threads: usize,
         config: &Config,
         clock: &Arc<dyn Clock>,
-    ) -> anyhow::Result<Addr<Signer>> {
-        if let Some(pool) = self.0.get(&ring.provider) {
-            return Ok(pool.clone());
-        }
-        let pool = match ring.provider {
-            Provider::Software => software_signers(threads, config, clock),
-            provider @ Provider::Pkcs11 => {
-                let message = format!(
-                    "ring {} has its keys in {provider}, which this program cannot sign with",
-                    ring.name
-                );
-                return Err(UsageError(message).into());
-            }
+    ) -> Addr<Signer> {
+        let (provider, token) = match custody {
+            Custody::Keks(_) => (Provider::Software, None),
+            Custody::Token(token) => (Provider::Pkcs11, Some(token.clone())),
         };
-        self.0.insert(ring.provider, pool.clone());
-        Ok(pool)
+        let start = || start_signers(threads, config, clock, token);
+        self.0.entry(provider).or_insert_with(start).clone()
     }
 }
 
-fn software_signers(threads: usize, config: &Config, clock: &Arc<dyn Clock>) -> Addr<Signer> {
+fn start_signers(
+    threads: usize,
+    config: &Config,
+    clock: &Arc<dyn Clock>,
+    token: Option<Token>,
+) -> Addr<Signer> {
     let clock = Arc::clone(clock);
     let engine = match config.signing.engine {
         EngineName::Dalek => Engine::Dalek,
@@ -155,6 +154,7 @@ fn software_signers(threads: usize, config: &Config, clock: &Arc<dyn Clock>) -> 
         clock: Arc::clone(&clock),
         sign: sign_records,
         verify,
+        token: token.as_ref().map(Token::session),
     })
 }
 
@@ -165,8 +165,7 @@ impl Node {
     /// the free lock proved it dead.
     ///
     /// # Errors
-    /// What the database says to that reclaim, and a [`UsageError`] for a ring whose provider this
-    /// program does not have.
+    /// What the database says to that reclaim.
     pub fn start(parts: NodeParts) -> anyhow::Result<Node> {
         let NodeParts { store, config, node, rings, lock, mode } = parts;
         if lock.is_some() {
@@ -198,7 +197,7 @@ impl Node {
             config,
         };
         let rings = rings.into_iter().map(|parts| shared.start(parts));
-        let rings = rings.collect::<anyhow::Result<_>>()?;
+        let rings = rings.collect();
         Ok(Node { rings, store, reports, _lock: lock })
     }
 
@@ -237,9 +236,9 @@ impl Node {
         }
     }
 
-    /// What may be seen of each ring over HTTP, and steered; `keks` seal the keys that are added so.
+    /// What may be seen of each ring over HTTP, and steered.
     #[must_use]
-    pub fn signing(&self, keks: &Arc<Keks>) -> Vec<(Ring, Signing)> {
+    pub fn signing(&self) -> Vec<(Ring, Signing)> {
         let supervisors: Arc<[_]> = self.rings.iter().map(|ring| ring.supervisor.clone()).collect();
         let signing = self.rings.iter().map(|ring| {
             let signing = Signing {
@@ -252,7 +251,7 @@ impl Node {
                 stored: ring.stored.clone(),
                 signers: ring.signers,
                 batch_size: ring.batch_size,
-                keks: Arc::clone(keks),
+                custody: ring.custody.clone(),
             };
             (ring.ring.clone(), signing)
         });
@@ -325,14 +324,14 @@ impl RingNode {
 
 impl Shared {
     /// Starts the actors of one ring.
-    fn start(&mut self, parts: RingParts) -> anyhow::Result<RingNode> {
-        let RingParts { ring, keys } = parts;
+    fn start(&mut self, parts: RingParts) -> RingNode {
+        let RingParts { ring, keys, custody } = parts;
         let Shared { store, config, node, clock, .. } = &*self;
         let (store, node, clock) = (Arc::clone(store), node.clone(), Arc::clone(clock));
         let batch_size = config.signing.batch_size_of(&ring.name);
         let lease = config.lease.duration();
         let signers = self.sizes.signers;
-        let signer = self.signers.of(&ring, signers, &self.config, &clock)?;
+        let signer = self.signers.of(&custody, signers, &self.config, &clock);
         let config = &self.config;
         let troubles = Troubles::default();
         let timings = Timings::default();
@@ -373,7 +372,7 @@ impl Shared {
             ring_name: ring.name.clone(),
             node,
             until_done,
-            max_in_flight: max_in_flight(config, batch_size, signers),
+            max_in_flight: max_in_flight(config, batch_size, signers, ring.provider),
             budget: self.budget.clone(),
             slice_bytes: self.sizes.slice_bytes,
             longest_idle: Duration::from_millis(if until_done { 500 } else { 1000 }),
@@ -384,7 +383,7 @@ impl Shared {
         };
         let (supervisor, finished) = Supervisor::new(settings, store, clock, team);
         let supervisor = supervisor.start();
-        Ok(RingNode {
+        RingNode {
             ring,
             batch_size,
             supervisor,
@@ -394,9 +393,10 @@ impl Shared {
             timings,
             stored,
             signers,
+            custody,
             finished,
             end: None,
-        })
+        }
     }
 }
 
@@ -453,7 +453,18 @@ impl Sizes {
 
 /// How many batches of that size may be in flight: enough records for every stage to have work while
 /// the others do theirs.
-fn max_in_flight(config: &Config, batch_size: BatchSize, signers: usize) -> u32 {
-    let suggested = 16_384_usize.div_ceil(batch_size.records() as usize).min(256).max(4 * signers);
+fn max_in_flight(
+    config: &Config,
+    batch_size: BatchSize,
+    signers: usize,
+    provider: Provider,
+) -> u32 {
+    let suggested = match provider {
+        Provider::Software => {
+            16_384_usize.div_ceil(batch_size.records() as usize).min(256).max(4 * signers)
+        }
+        // What waits for a slow token must not wait longer than a lease or the watchdog.
+        Provider::Pkcs11 => 2 * signers,
+    };
     u32::try_from(config.signing.max_in_flight.resolve(suggested)).unwrap_or(u32::MAX)
 }

@@ -3,6 +3,7 @@
 mod change;
 mod import;
 mod rewrap;
+mod token;
 
 use std::path::Path;
 
@@ -16,12 +17,12 @@ use crate::app::{self, MissingDatabase, UsageError};
 use crate::db::{Key, Ring, Store};
 use crate::keyring::{Keks, jwk};
 use crate::signing::PublicKey;
-use crate::types::{KeyEvent, KeyId, KeyStatus, Kid};
+use crate::types::{KeyEvent, KeyId, KeyStatus, Kid, Provider};
 
 /// Generate, list and export signing keys, and see them through their life
 #[derive(clap::Subcommand)]
 pub(super) enum Keys {
-    /// Generate keys, sealed under the key-encryption key
+    /// Generate keys, sealed under the key-encryption key or on the ring's token
     Generate {
         /// How many
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
@@ -86,10 +87,17 @@ fn generate_command(context: &Context, count: u32, if_empty: bool) -> anyhow::Re
     let database = context.connect(MissingDatabase::Create)?;
     let ring = context.ring(&database)?;
     let store = database.store.as_ref();
+    if ring.provider == Provider::Pkcs11 {
+        let added = token::generate(context, store, &ring, count, if_empty)?;
+        return say_added(&ring, added.len() as u64);
+    }
     let (keks, made) = app::load_or_make_keks(&context.config, store)?;
     say_made(made.as_deref())?;
     let added = generate(store, &ring, &keks, count, if_empty)?;
-    let added = added.len() as u64;
+    say_added(&ring, added.len() as u64)
+}
+
+fn say_added(ring: &Ring, added: u64) -> anyhow::Result<Outcome> {
     if added == 0 {
         output::print_line(&format!("ring {} has keys already: none added", ring.name))?;
     } else {
@@ -137,6 +145,7 @@ fn list(context: &Context, json: bool) -> anyhow::Result<Outcome> {
     let database = context.connect(MissingDatabase::Refuse)?;
     let ring = context.ring(&database)?;
     let keys = database.store.keys(ring.id)?;
+    token::warn_of_leftovers(context, database.store.as_ref(), &ring);
     if json {
         output::print_json(&keys.iter().map(KeyView::from).collect::<Vec<_>>())?;
         return Ok(Outcome::Done);

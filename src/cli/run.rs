@@ -205,8 +205,7 @@ pub(super) fn sign(
     rings: &[Ring],
 ) -> anyhow::Result<Summary> {
     let config = &context.config;
-    let keks = Arc::new(app::load_keks(config)?);
-    let parts = app::ring_parts(config, &database.store, rings, &keks)?;
+    let parts = app::ring_parts(config, &database.store, rings, || app::load_keks(config))?;
     let lock = app::wait_for_signing_lock(database.store.as_ref(), &context.node)?;
     let store = Arc::clone(&database.store);
     // Another process may have signed until the lock was free.

@@ -11,7 +11,6 @@ use crate::app::signals::Signals;
 use crate::app::{self, Connected, MissingDatabase, Mode, Node, NodeParts, UsageError};
 use crate::db::Ring;
 use crate::http::{self, Service, Signing};
-use crate::keyring::Keks;
 
 /// Sign what is there and what arrives, with endpoints over HTTP, until SIGTERM or Ctrl-C
 #[derive(clap::Args)]
@@ -37,17 +36,15 @@ impl Serve {
 }
 
 /// What signs.
-fn parts(
-    context: &Context,
-    database: &Connected,
-    rings: &[Ring],
-) -> anyhow::Result<(NodeParts, Arc<Keks>)> {
-    let (keks, made) = app::load_or_make_keks(&context.config, database.store.as_ref())?;
-    if let Some(path) = made {
-        tracing::warn!(path = %path.display(), "made a key-encryption key; keep a copy of it");
-    }
-    let keks = Arc::new(keks);
-    let rings = app::ring_parts(&context.config, &database.store, rings, &keks)?;
+fn parts(context: &Context, database: &Connected, rings: &[Ring]) -> anyhow::Result<NodeParts> {
+    let config = &context.config;
+    let rings = app::ring_parts(config, &database.store, rings, || {
+        let (keks, made) = app::load_or_make_keks(config, database.store.as_ref())?;
+        if let Some(path) = made {
+            tracing::warn!(path = %path.display(), "made a key-encryption key; keep a copy of it");
+        }
+        Ok(keks)
+    })?;
     let lock = app::wait_for_signing_lock(database.store.as_ref(), &context.node)?;
     let parts = NodeParts {
         store: Arc::clone(&database.store),
@@ -57,14 +54,14 @@ fn parts(
         lock,
         mode: Mode::Forever,
     };
-    Ok((parts, keks))
+    Ok(parts)
 }
 
 async fn serve(
     context: &Context,
     database: Connected,
     rings: Vec<Ring>,
-    parts: Option<(NodeParts, Arc<Keks>)>,
+    parts: Option<NodeParts>,
 ) -> anyhow::Result<Outcome> {
     let config = &context.config;
     let mut signals = Signals::listen()?;
@@ -74,7 +71,7 @@ async fn serve(
     for (n, ring) in rings.iter().enumerate() {
         tracing::info!(
             node = %context.node, ring = ring.name, database = database.name, %bind,
-            keys = parts.as_ref().map(|(parts, _)| parts.rings[n].keys.len()),
+            keys = parts.as_ref().map(|parts| parts.rings[n].keys.len()),
             batch_size = config.signing.batch_size_of(&ring.name).records(),
             "serving"
         );
@@ -83,9 +80,9 @@ async fn serve(
         rings.into_iter().map(|ring| (ring, None)).collect();
     let node = match parts {
         None => None,
-        Some((parts, keks)) => {
+        Some(parts) => {
             let node = Node::start(parts)?;
-            let signing = node.signing(&keks).into_iter();
+            let signing = node.signing().into_iter();
             served = signing.map(|(ring, signing)| (ring, Some(signing))).collect();
             Some(node)
         }

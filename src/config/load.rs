@@ -152,7 +152,7 @@ impl fmt::Display for Key {
 }
 
 /// Every key, in the order of the documentation; those of a section stand together.
-pub(super) const KEYS: [Key; 38] = [
+pub(super) const KEYS: [Key; 41] = [
     Key::new("database", "url"),
     Key::new("database", "wait_s"),
     Key::new("database", "pool_size"),
@@ -175,6 +175,9 @@ pub(super) const KEYS: [Key; 38] = [
     Key::new("keys", "kek_passphrase"),
     Key::new("keys", "retire_after_signatures"),
     Key::new("keys", "retire_after_days"),
+    Key::new("pkcs11", "module"),
+    Key::new("pkcs11", "token_label"),
+    Key::new("pkcs11", "pin_file"),
     Key::new("http", "bind"),
     Key::new("http", "tls_cert_file"),
     Key::new("http", "tls_key_file"),

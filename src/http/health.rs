@@ -10,6 +10,7 @@ use futures::future::join_all;
 use serde::Serialize;
 
 use super::cached::Cached;
+use super::service::Custody;
 use super::{Rings, Shared};
 use crate::db::{Backlog, StoreError};
 
@@ -143,8 +144,16 @@ fn of_ring(database: Option<&Database>) -> Vec<Part> {
 async fn signing(shared: &Shared, database: Option<&Database>) -> Vec<Part> {
     let Some(signing) = &shared.signing else { return Vec::new() };
     let ring_paused = database.is_some_and(|database| database.ring_paused);
-    let kek = format!("{} seals", signing.keks.first().id());
     let troubles = signing.troubles.places();
+    let custody = match &signing.custody {
+        Custody::Keks(keks) => Part::new("kek", true, format!("{} seals", keks.first().id())),
+        Custody::Token(token) if troubles.contains(&"token") => {
+            Part::new("token", false, format!("token {:?} does not sign", token.label()))
+        }
+        Custody::Token(token) => {
+            Part::new("token", true, format!("token {:?} has the keys", token.label()))
+        }
+    };
     let (ready, detail) = match shared.node_state().await.state {
         "running" if ring_paused => (false, "the ring is paused".to_owned()),
         "running" if troubles.is_empty() => {
@@ -153,7 +162,7 @@ async fn signing(shared: &Shared, database: Option<&Database>) -> Vec<Part> {
         "running" => (false, format!("in trouble: {}", troubles.join(", "))),
         state => (false, state.to_owned()),
     };
-    vec![Part::new("kek", true, kek), Part::new("signing", ready, detail)]
+    vec![custody, Part::new("signing", ready, detail)]
 }
 
 fn in_words(readiness: &Readiness) -> String {

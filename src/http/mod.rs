@@ -37,7 +37,7 @@ use tokio::sync::watch;
 use utoipa::OpenApi;
 use utoipa_swagger_ui::SwaggerUi;
 
-pub use service::{Service, Signing};
+pub use service::{Custody, Service, Signing};
 pub use tls::TlsError;
 
 use self::auth::{Caller, Tokens};

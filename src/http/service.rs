@@ -17,6 +17,7 @@ use crate::actors::troubles::Troubles;
 use crate::config::HttpConfig;
 use crate::db::{Ring, Store};
 use crate::keyring::Keks;
+use crate::keyring::pkcs11::Token;
 use crate::metrics::Timings;
 use crate::types::{BatchSize, NodeId};
 
@@ -60,8 +61,17 @@ pub struct Signing {
     pub signers: usize,
     /// Records in a full batch of the ring.
     pub batch_size: BatchSize,
-    /// What seals new keys.
-    pub keks: Arc<Keks>,
+    /// Where new private keys go.
+    pub custody: Custody,
+}
+
+/// What keeps the private keys of a ring.
+#[derive(Clone, Debug)]
+pub enum Custody {
+    /// The database, sealed under the first of these KEKs.
+    Keks(Arc<Keks>),
+    /// A token.
+    Token(Token),
 }
 
 /// How a node is doing.

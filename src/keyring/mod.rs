@@ -12,6 +12,7 @@ mod seal;
 mod secret_source;
 
 pub mod jwk;
+pub mod pkcs11;
 pub mod private;
 pub mod private_file;
 

@@ -44,3 +44,4 @@ mod step_by_step;
 mod storage;
 mod telemetry;
 mod the_judge;
+mod token;

@@ -27,15 +27,15 @@ fn corpus() -> (PathBuf, Vec<Vec<u8>>) {
 }
 
 /// A signature as it stands in the database.
-struct Signed {
-    kid: String,
-    payload: Vec<u8>,
+pub(crate) struct Signed {
+    pub(crate) kid: String,
+    pub(crate) payload: Vec<u8>,
     signature: Vec<u8>,
 }
 
 impl Signed {
     /// The signed records for which the SQL condition holds, in their order.
-    fn find(site: &Site, condition: &str) -> Vec<Signed> {
+    pub(crate) fn find(site: &Site, condition: &str) -> Vec<Signed> {
         let rows = site.database.rows(&format!(
             "SELECT kid || ' ' || {} || ' ' || {} AS value FROM signed_records
              WHERE {condition} ORDER BY record_id",
@@ -51,7 +51,7 @@ impl Signed {
     }
 
     /// Whether OpenSSL takes the signature for one over `payload`.
-    fn openssl_verifies(&self, folder: &Path, key: &Path, payload: &[u8]) -> bool {
+    pub(crate) fn openssl_verifies(&self, folder: &Path, key: &Path, payload: &[u8]) -> bool {
         let (payload_file, signature_file) = (folder.join("payload"), folder.join("signature"));
         fs::write(&payload_file, payload).unwrap();
         fs::write(&signature_file, &self.signature).unwrap();

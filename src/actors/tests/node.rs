@@ -138,6 +138,7 @@ impl<'a> TestNode<'a> {
                 clock: Arc::clone(&clock),
                 sign: scripted_sign,
                 verify: plan.verify,
+                token: None,
             }
         });
         let workers = SyncArbiter::start(plan.writers, {

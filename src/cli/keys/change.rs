@@ -1,6 +1,6 @@
 //! `chancery keys enable`, `disable`, `retire` and `destroy`
 
-use super::{actor, find};
+use super::{actor, find, token};
 use crate::app::{MissingDatabase, UsageError};
 use crate::cli::{Context, Outcome, output};
 use crate::db::{Key, KeyChange, Store};
@@ -69,6 +69,7 @@ impl Change {
             let changed = change_all(database.store.as_ref(), ring.id, &chosen, &change)?;
             let keys = output::counted(changed, "key");
             output::print_line(&format!("{keys} of ring {} now {}", ring.name, event.status()))?;
+            token::destroy_too(context, &ring, event, &chosen)?;
             return Ok(Outcome::Done);
         }
         let changed = database.store.change_keys(ring.id, &chosen, &change)?;
@@ -76,6 +77,7 @@ impl Change {
             let verb = if changed { "is now" } else { "was already" };
             output::print_line(&format!("key {kid} {verb} {}", event.status()))?;
         }
+        token::destroy_too(context, &ring, event, &chosen)?;
         Ok(Outcome::Done)
     }
 

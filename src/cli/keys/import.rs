@@ -19,7 +19,7 @@ use crate::db::{Ring, Store, StoreError};
 use crate::keyring::jwk;
 use crate::keyring::private::{self, Format};
 use crate::signing::PrivateKey;
-use crate::types::Kid;
+use crate::types::{Kid, Provider};
 
 /// Take in private keys that were made elsewhere
 #[derive(clap::Args)]
@@ -80,6 +80,10 @@ impl Import {
         let database = context.connect(MissingDatabase::Create)?;
         let ring = context.ring(&database)?;
         let store = database.store.as_ref();
+        if ring.provider == Provider::Pkcs11 {
+            let message = "keys are made on its token and never leave it: none is taken in";
+            return Err(UsageError(format!("ring {}: {message}", ring.name)).into());
+        }
         let new = self.only_new(store, &ring, keys)?;
         let (keks, made) = app::load_or_make_keks(&context.config, store)?;
         say_made(made.as_deref())?;

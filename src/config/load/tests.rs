@@ -51,6 +51,9 @@ fn the_example_lists_exactly_all_keys_and_its_values_are_the_defaults() {
         "keys.kek_passphrase",
         "keys.retire_after_signatures",
         "keys.retire_after_days",
+        "pkcs11.module",
+        "pkcs11.token_label",
+        "pkcs11.pin_file",
         "http.tls_cert_file",
         "http.tls_key_file",
         "http.tls_client_ca_file",
@@ -268,7 +271,7 @@ fn a_mistake_in_the_file_is_reported_with_its_place_and_what_would_be_right() {
         (
             "[colour]",
             "1:2: unknown section [colour]; known are [database], [signing], [lease], [keys], \
-             [http], [node], [log], [telemetry]",
+             [pkcs11], [http], [node], [log], [telemetry]",
         ),
         ("signing = 5", "1:11: signing: a single value, expected a section: a line [signing]"),
         (

@@ -5,6 +5,7 @@ use actix_web::web::{Data, Path};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::keys::destroy_on_token;
 use crate::db::{KeyChange, Store, StoreError};
 use crate::http::Shared;
 use crate::http::auth::{As, KeyAdmin};
@@ -80,6 +81,9 @@ pub(super) async fn change(
         Ok(store.change_keys(ring, &[of], &change)?.contains(&true))
     });
     let changed = changed.await?;
+    if event == KeyEvent::Destroyed {
+        destroy_on_token(&shared, vec![kid.clone()]).await?;
+    }
     Ok(HttpResponse::Ok().json(Changed { kid: kid.0, status: event.status().as_str(), changed }))
 }
 
@@ -146,25 +150,30 @@ pub(super) async fn change_many(
     if status.is_some() && !all {
         return Err(Problem::unprocessable("status goes with all."));
     }
-    let kids: Vec<Kid> = kids.into_iter().map(Kid).collect();
+    let mut kids: Vec<Kid> = kids.into_iter().map(Kid).collect();
     let (ring, actor) = (shared.ring.id, caller.0.actor());
     let changed = shared.ask(move |store| {
         let change = KeyChange { event, actor: &actor, reason: reason.as_deref(), force };
-        match all {
-            true => change_all(store, ring, status, &change),
-            false => Ok(count(&store.change_keys(ring, &kids, &change)?)),
-        }
+        let changed = match all {
+            true => change_all(store, ring, status, &change, &mut kids)?,
+            false => count(&store.change_keys(ring, &kids, &change)?),
+        };
+        Ok((changed, kids))
     });
-    let changed = changed.await?;
+    let (changed, kids) = changed.await?;
+    if event == KeyEvent::Destroyed {
+        destroy_on_token(&shared, kids).await?;
+    }
     Ok(HttpResponse::Ok().json(ManyChanged { changed, status: event.status().as_str() }))
 }
 
-/// Changes every key that it can happen to, in pages.
+/// Changes every key that it can happen to, in pages, and names them.
 fn change_all(
     store: &dyn Store,
     ring: RingId,
     status: Option<KeyStatus>,
     change: &KeyChange<'_>,
+    all: &mut Vec<Kid>,
 ) -> Result<u64, StoreError> {
     let mut changed = 0;
     let mut after = KeyId(0);
@@ -175,6 +184,7 @@ fn change_all(
         let fits = page.into_iter().filter(|key| change.event.may_follow(key.status));
         let kids: Vec<Kid> = fits.map(|key| key.kid).collect();
         changed += count(&store.change_keys(ring, &kids, change)?);
+        all.extend(kids);
     }
 }
 

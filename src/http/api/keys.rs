@@ -11,14 +11,15 @@ use zeroize::Zeroizing;
 
 use super::page::{Page, after, limit};
 use crate::actors::key_set::KeySetError;
-use crate::actors::{new_keys, off_thread};
+use crate::actors::token_keys::TokenKeysError;
+use crate::actors::{new_keys, off_thread, token_keys};
 use crate::db::{Key, Store, StoreError};
-use crate::http::Shared;
 use crate::http::auth::{As, KeyAdmin, Reader};
 use crate::http::body::{Json, SecretJson};
 use crate::http::problem::{Problem, ProblemDocument};
+use crate::http::{Custody, Shared};
+use crate::keyring::Passphrase;
 use crate::keyring::private::{self, Format};
-use crate::keyring::{Keks, Passphrase};
 use crate::signing::PrivateKey;
 use crate::types::{KeyId, KeyStatus, Kid, RingId};
 
@@ -169,16 +170,25 @@ pub(super) async fn generate(
             "count is {count}: it must be from 1 to {MOST_KEYS}."
         )));
     }
-    let keks = keks(&shared)?;
+    let custody = custody(&shared)?;
     let (store, ring, actor) = (Arc::clone(&shared.store), shared.ring.clone(), caller.0.actor());
     let kids = off_thread(move || {
-        let added = new_keys::generate(store.as_ref(), &ring, &keks, count, false, &actor);
+        let added = match custody {
+            Custody::Keks(keks) => {
+                new_keys::generate(store.as_ref(), &ring, &keks, count, false, &actor)
+                    .map_err(not_made)
+            }
+            Custody::Token(token) => {
+                token_keys::generate(store.as_ref(), &ring, &token, count, false, &actor)
+                    .map_err(not_made_on_token)
+            }
+        };
         Ok(added.map(|ids| {
             let first = ids.first().map_or(KeyId(0), |id| KeyId(id.0 - 1));
             store.list_keys(ring.id, None, first, count)
         }))
     });
-    let keys = kids.await?.map_err(not_made)??;
+    let keys = kids.await???;
     let kids = keys.into_iter().map(|key| key.kid.0).collect();
     Ok(HttpResponse::Created().json(NewKeys { kids }))
 }
@@ -264,7 +274,11 @@ pub(super) async fn import(
     shared: Data<Shared>,
     body: SecretJson<Import>,
 ) -> Result<HttpResponse, Problem> {
-    let keks = keks(&shared)?;
+    let Custody::Keks(keks) = custody(&shared)? else {
+        return Err(Problem::conflict(
+            "The keys of this ring are made on its token and never leave it: none is taken in.",
+        ));
+    };
     let (store, ring, actor) = (Arc::clone(&shared.store), shared.ring.clone(), caller.0.actor());
     // A passphrase takes its time.
     let imported = off_thread(move || {
@@ -287,9 +301,35 @@ fn key_of(store: &dyn Store, ring: RingId, kid: &Kid) -> Result<Key, StoreError>
     }
 }
 
-fn keks(shared: &Shared) -> Result<Arc<Keks>, Problem> {
-    let keks = shared.signing.as_ref().map(|signing| Arc::clone(&signing.keks));
-    keks.ok_or_else(|| {
+/// Wipes on the token what the database calls destroyed already; if that fails, it is done by asking
+/// for the same again.
+pub(super) async fn destroy_on_token(shared: &Shared, kids: Vec<Kid>) -> Result<(), Problem> {
+    let Some(Custody::Token(token)) = shared.signing.as_ref().map(|signing| &signing.custody)
+    else {
+        return Ok(());
+    };
+    let token = token.clone();
+    off_thread(move || {
+        let mut destroyed = kids.iter().map(|kid| token_keys::destroy(&token, kid));
+        Ok(destroyed.try_for_each(|done| done).map_err(TokenKeysError::from))
+    })
+    .await?
+    .map_err(not_made_on_token)
+}
+
+fn not_made_on_token(error: TokenKeysError) -> Problem {
+    match error {
+        TokenKeysError::Store(error) => error.into(),
+        error => {
+            tracing::error!(%error, "the token did not do what an administrator asked for");
+            Problem::conflict(format!("{error}."))
+        }
+    }
+}
+
+fn custody(shared: &Shared) -> Result<Custody, Problem> {
+    let custody = shared.signing.as_ref().map(|signing| signing.custody.clone());
+    custody.ok_or_else(|| {
         Problem::conflict(
             "This node signs nothing and has no key-encryption key: ask a node that signs.",
         )

@@ -4,6 +4,7 @@ pub(crate) mod browser;
 pub(crate) mod database;
 pub(crate) mod judge;
 pub(crate) mod program;
+pub(crate) mod softhsm;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
