@@ -2,7 +2,7 @@
 //! prove afterwards that it kept its rules.
 //!
 //! The floors, each importing only from lower ones: [`types`], [`clock`] and [`failpoint`] < [`ledger`],
-//! [`signing`], [`config`] < [`keyring`], [`metrics`] < [`db`] < [`inspect`] < `actors` < `http` < `app` <
+//! [`signing`], [`config`] < [`keyring`], [`metrics`], [`hardening`] < [`db`] < [`inspect`] < `actors` < `http` < `app` <
 //! `cli` < `main`.
 
 pub mod actors;
@@ -12,6 +12,7 @@ pub mod clock;
 pub mod config;
 pub mod db;
 pub mod failpoint;
+pub mod hardening;
 pub mod http;
 pub mod inspect;
 pub mod intake;

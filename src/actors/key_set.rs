@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::db::{KekCheck, SealedKeyRow, Store, StoreError};
 use crate::keyring::{Algorithm, Kek, KeyIdentity, unseal};
-use crate::signing::{PrivateKey, PublicKey};
+use crate::signing::{PrivateKey, PublicKey, wipe_stack};
 use crate::types::{KeyEvent, KeyId, Kid, RingId};
 
 /// Unsealed private keys; each is wiped when the last use of it ends after it left the set.
@@ -135,10 +135,13 @@ impl KeySet {
             }
         }
         self.keys = active;
+        wipe_stack();
         // Only now: it must not keep disabled keys in memory.
         of_other_kek.map_or(Ok(damaged), Err)
     }
 
+    // A frame of its own, which can be wiped when it has gone.
+    #[inline(never)]
     fn unseal(&self, row: &SealedKeyRow) -> Result<KeyPair, String> {
         let public_key = PublicKey::from_bytes(&row.public_key)
             .map_err(|error| format!("key {}: public key: {error}", row.kid))?;

@@ -13,6 +13,7 @@ use crate::clock::Clock;
 use crate::failpoint::reach;
 use crate::signing::{
     Engine, PrivateKey, PublicKey, Signature, SigningError, Verifiable, sign_each, verify_all,
+    wipe_stack,
 };
 use crate::types::{Record, RecordId};
 
@@ -73,6 +74,7 @@ impl Handler<SignBatch> for Signer {
             }
             Ok(signatures)
         }));
+        wipe_stack();
         let signatures =
             signed.map_err(|panic| SignFailure::Panicked(panic_message(panic.as_ref())))??;
         Ok(records.iter().map(|record| record.position.id).zip(signatures).collect())

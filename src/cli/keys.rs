@@ -64,6 +64,16 @@ pub(super) enum ExportFormat {
 }
 
 impl Keys {
+    pub(super) fn loads_keys(&self) -> bool {
+        match self {
+            Keys::Generate { .. } => true,
+            Keys::List { .. }
+            | Keys::Enable { .. }
+            | Keys::Disable { .. }
+            | Keys::Export { .. } => false,
+        }
+    }
+
     pub(super) fn run(self, context: &Context) -> anyhow::Result<Outcome> {
         match self {
             Keys::Generate { count, if_empty } => generate_command(context, count, if_empty),

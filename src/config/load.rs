@@ -136,7 +136,7 @@ impl fmt::Display for Key {
 }
 
 /// Every key, in the order of the documentation; those of a section stand together.
-pub(super) const KEYS: [Key; 33] = [
+pub(super) const KEYS: [Key; 35] = [
     Key::new("database", "url"),
     Key::new("database", "wait_s"),
     Key::new("database", "pool_size"),
@@ -154,6 +154,8 @@ pub(super) const KEYS: [Key; 33] = [
     Key::new("lease", "duration_s"),
     Key::new("lease", "max_attempts"),
     Key::new("keys", "kek_file"),
+    Key::new("memory", "lock"),
+    Key::new("memory", "core_dumps"),
     Key::new("http", "bind"),
     Key::new("http", "tls_cert_file"),
     Key::new("http", "tls_key_file"),

@@ -29,6 +29,7 @@ mod import_export;
 mod interruption;
 mod main_job;
 mod many_processes;
+mod memory;
 mod openssl;
 mod outages;
 mod payloads;

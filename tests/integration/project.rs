@@ -16,7 +16,7 @@ const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 const FLOORS: [&[&str]; 11] = [
     &["types", "clock", "failpoint"],
     &["ledger", "signing", "config", "intake", "seed"],
-    &["keyring", "metrics"],
+    &["keyring", "metrics", "hardening"],
     &["db"],
     &["inspect"],
     &["actors"],

@@ -134,6 +134,7 @@ impl Page {
 
         let help = "Batches checked out and not yet settled, of this node";
         out.gauge("batches_in_flight", help, supervisor.in_flight.into())?;
+        out.gauge("keys_unsealed", "Private keys in this node's memory", key_manager.keys as f64)?;
         let help = "Bytes of payload in memory, of this node";
         out.gauge("payload_bytes_in_flight", help, supervisor.payload_bytes as f64)?;
         out.gauge("signers", "Signer threads", self.signers as f64)?;
