@@ -42,6 +42,8 @@ pub struct Config {
     pub keys: KeysConfig,
     /// Where hardware keys are.
     pub pkcs11: Pkcs11Config,
+    /// How they are guarded in memory.
+    pub memory: MemoryConfig,
     /// The endpoints.
     pub http: HttpConfig,
     /// This process among others.
@@ -217,6 +219,35 @@ pub struct Pkcs11Config {
     /// The file that holds the user's PIN, of mode 0600.
     #[serde(deserialize_with = "value::optional_path")]
     pub pin_file: Option<PathBuf>,
+}
+
+/// `[memory]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MemoryConfig {
+    /// Whether memory is kept from being swapped out.
+    #[serde(deserialize_with = "value::lock_memory")]
+    pub lock: LockMemory,
+    /// Whether a crash may leave a core file, and a debugger may be attached.
+    pub core_dumps: bool,
+}
+
+impl Default for MemoryConfig {
+    fn default() -> Self {
+        MemoryConfig { lock: LockMemory::Auto, core_dumps: false }
+    }
+}
+
+/// Whether memory is kept from being swapped out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LockMemory {
+    /// Where the limits allow it.
+    Auto,
+    /// Or the program does not start.
+    Required,
+    /// No.
+    Off,
 }
 
 /// `[http]`

@@ -2,7 +2,7 @@
 //! prove afterwards that it kept its rules.
 //!
 //! The floors, each importing only from lower ones: [`types`], [`clock`] and [`failpoint`] < [`ledger`],
-//! [`signing`], [`config`] < [`keyring`], [`metrics`] < [`db`] < [`inspect`] < `actors` < `http` < `app` <
+//! [`signing`], [`config`] < [`keyring`], [`metrics`], [`hardening`] < [`db`] < [`inspect`] < `actors` < `http` < `app` <
 //! `cli` < `main`.
 
 pub mod actors;
@@ -14,6 +14,7 @@ pub mod db;
 pub mod failpoint;
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod hardening;
 pub mod http;
 pub mod inspect;
 pub mod intake;

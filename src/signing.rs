@@ -9,7 +9,7 @@ use std::str::FromStr;
 
 use ed25519_dalek::{Signer, SigningKey, VerifyingKey, verify_batch};
 use serde::{Deserialize, Serialize};
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::types::{Record, UnknownWord};
 
@@ -39,6 +39,16 @@ fn sign_one(engine: Engine, key: &PrivateKey, payload: &[u8]) -> Signature {
     match engine {
         Engine::Dalek => Signature(key.0.sign(payload).to_bytes()),
     }
+}
+
+/// Overwrites the stack behind the caller, where computing with a private key leaves copies of it: the
+/// key expanded, blocks of its hash, and whatever was moved.
+#[inline(never)]
+pub fn wipe_stack() {
+    // More than any computation here takes.
+    let mut behind = [0_u8; 64 * 1024];
+    behind.zeroize();
+    std::hint::black_box(&behind);
 }
 
 /// Checks one signature strictly: by RFC 8032, section 5.1.7, without the cofactor, and with

@@ -8,7 +8,7 @@ use super::sealer::{Sealer, identity, prove_keks};
 use crate::db::{DueKey, SealedKeyRow, Store, StoreError};
 use crate::keyring::pkcs11::TokenKeyRef;
 use crate::keyring::{DataKey, DataKeyError, DataKeyPlace, KekId, Keks, Opener, unseal};
-use crate::signing::{PrivateKey, PublicKey};
+use crate::signing::{PrivateKey, PublicKey, wipe_stack};
 use crate::types::{DataKeyId, KeyEvent, KeyId, Kid, RingId};
 
 /// Unsealed private keys; each is wiped when the last use of it ends after it left the set.
@@ -148,6 +148,7 @@ impl KeySet {
             }
         }
         self.keys = active;
+        wipe_stack();
         // Only now: it must not keep disabled keys in memory.
         of_other_kek.map_or(Ok(damaged), Err)
     }
@@ -240,6 +241,8 @@ impl Unsealer {
         Ok(Unsealer { store, ring, keks, database_id, data_keys: HashMap::new() })
     }
 
+    // A frame of its own, which can be wiped when it has gone.
+    #[inline(never)]
     pub(super) fn unseal(&mut self, row: &SealedKeyRow) -> Result<PrivateKey, Sealed> {
         let kid = &row.kid;
         let damaged = |what: &str| Sealed::Damaged(format!("key {kid}: {what}"));

@@ -16,6 +16,7 @@ use crate::failpoint::reach;
 use crate::keyring::pkcs11::{TokenError, TokenSession};
 use crate::signing::{
     Engine, PrivateKey, PublicKey, Signature, SigningError, Verifiable, sign_each, verify_all,
+    wipe_stack,
 };
 use crate::types::{Record, RecordId};
 
@@ -87,6 +88,7 @@ impl Handler<SignBatch> for Signer {
             }
             Ok::<_, SignFailure>(signatures)
         }));
+        wipe_stack();
         let signatures =
             signed.map_err(|panic| SignFailure::Panicked(panic_message(panic.as_ref())))??;
         Ok(records.iter().map(|record| record.position.id).zip(signatures).collect())

@@ -15,4 +15,5 @@ mod outages;
 mod panics;
 mod payloads;
 mod scripted_signer;
+mod secrets;
 mod signs;

@@ -68,6 +68,18 @@ pub(super) enum ExportFormat {
 }
 
 impl Keys {
+    pub(super) fn loads_keys(&self) -> bool {
+        match self {
+            Keys::Generate { .. } | Keys::Import(_) | Keys::Rewrap(_) => true,
+            Keys::List { .. }
+            | Keys::Enable(_)
+            | Keys::Disable(_)
+            | Keys::Retire(_)
+            | Keys::Destroy(_)
+            | Keys::Export { .. } => false,
+        }
+    }
+
     pub(super) fn run(self, context: &Context) -> anyhow::Result<Outcome> {
         match self {
             Keys::Generate { count, if_empty } => generate_command(context, count, if_empty),

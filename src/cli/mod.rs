@@ -30,6 +30,7 @@ use crate::app::{self, Connected, MissingDatabase, UsageError};
 use crate::config::{Config, ConfigError, Loaded, Overrides, RingNames, process_environment};
 use crate::db::Ring;
 use crate::failpoint;
+use crate::hardening::{self, HardeningError, Protection};
 use crate::types::{NodeId, RingId};
 
 const AFTER_HELP: &str = "\
@@ -97,6 +98,26 @@ enum Command {
 }
 
 impl Command {
+    /// Whether it has the key-encryption key or a private key in its memory.
+    fn loads_keys(&self) -> bool {
+        match self {
+            Command::Demo(_) | Command::Run(_) | Command::Kek(_) => true,
+            Command::Serve(serve) => serve.loads_keys(),
+            Command::Keys(keys) => keys.loads_keys(),
+            Command::Migrate(_)
+            | Command::Status(_)
+            | Command::Config(_)
+            | Command::Completions(_)
+            | Command::Seed(_)
+            | Command::Import(_)
+            | Command::Verify(_)
+            | Command::Audit(_)
+            | Command::Export(_)
+            | Command::Rings(_)
+            | Command::Token(_) => false,
+        }
+    }
+
     /// The flags that stand for keys of the configuration.
     fn overrides(&self, globals: &Globals) -> Overrides {
         let signing = match self {
@@ -111,6 +132,19 @@ impl Command {
             batch_size: signing.and_then(|flags| flags.batch_size.clone()),
             signers: signing.and_then(|flags| flags.signers.clone()),
         }
+    }
+}
+
+/// Before there is anything in it to protect.
+fn protect_memory(config: &Config) -> anyhow::Result<()> {
+    match hardening::protect(&config.memory) {
+        Ok(Protection { hint: Some(hint), .. }) => {
+            tracing::info!("private keys may reach the swap: {hint}");
+            Ok(())
+        }
+        Ok(_) => Ok(()),
+        Err(error @ HardeningError::Lock(_)) => Err(UsageError(error.to_string()).into()),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -240,6 +274,9 @@ fn dispatch(cli: Cli, traces: &mut Option<Traces>) -> anyhow::Result<Outcome> {
     let node = app::node_id(&config)?;
     *traces = logging::start(&config, &node)?;
     failpoint::check().map_err(UsageError)?;
+    if cli.command.loads_keys() {
+        protect_memory(&config)?;
+    }
     let ring_flag = !cli.globals.rings.is_empty();
     let context = Context { config, loaded, node, ring_flag };
     match cli.command {

@@ -26,6 +26,10 @@ pub(super) struct Serve {
 }
 
 impl Serve {
+    pub(super) fn loads_keys(&self) -> bool {
+        !self.no_signing
+    }
+
     pub(super) fn run(self, context: &Context) -> anyhow::Result<Outcome> {
         http::check(&context.config.http).map_err(|error| UsageError(error.to_string()))?;
         let database = context.connect(MissingDatabase::Create)?;

@@ -152,7 +152,7 @@ impl fmt::Display for Key {
 }
 
 /// Every key, in the order of the documentation; those of a section stand together.
-pub(super) const KEYS: [Key; 41] = [
+pub(super) const KEYS: [Key; 43] = [
     Key::new("database", "url"),
     Key::new("database", "wait_s"),
     Key::new("database", "pool_size"),
@@ -178,6 +178,8 @@ pub(super) const KEYS: [Key; 41] = [
     Key::new("pkcs11", "module"),
     Key::new("pkcs11", "token_label"),
     Key::new("pkcs11", "pin_file"),
+    Key::new("memory", "lock"),
+    Key::new("memory", "core_dumps"),
     Key::new("http", "bind"),
     Key::new("http", "tls_cert_file"),
     Key::new("http", "tls_key_file"),

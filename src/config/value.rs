@@ -10,7 +10,7 @@ use serde::{Serialize, Serializer};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
-use super::{EngineName, LogFormat, SecretSource, VerifyBeforeStore};
+use super::{EngineName, LockMemory, LogFormat, SecretSource, VerifyBeforeStore};
 use crate::types::BatchSize;
 
 /// A number, or the word `auto` for one that the machine suggests.
@@ -261,6 +261,16 @@ pub(super) fn verify_before_store<'de, D: Deserializer<'de>>(
     checked(from, "\"off\" or \"batch\"", |word| match word {
         "off" => Some(VerifyBeforeStore::Off),
         "batch" => Some(VerifyBeforeStore::Batch),
+        _ => None,
+    })
+}
+
+/// Whether memory is kept from being swapped out.
+pub(super) fn lock_memory<'de, D: Deserializer<'de>>(from: D) -> Result<LockMemory, D::Error> {
+    checked(from, "\"auto\", \"required\" or \"off\"", |word| match word {
+        "auto" => Some(LockMemory::Auto),
+        "required" => Some(LockMemory::Required),
+        "off" => Some(LockMemory::Off),
         _ => None,
     })
 }

@@ -328,3 +328,25 @@ fn the_unit_starts_the_program_with_what_it_understands_and_takes_rights_away() 
     assert_eq!(values("ProtectSystem"), ["strict"]);
     assert_eq!(values("LimitCORE"), ["0"]);
 }
+
+#[test]
+fn wherever_it_is_deployed_memory_can_be_locked_and_leaves_no_core_file() {
+    let unit = read(UNIT);
+    for line in ["LimitMEMLOCK=infinity", "LimitCORE=0", "MemorySwapMax=0"] {
+        assert!(unit.lines().any(|of_unit| of_unit == line), "{line}");
+    }
+    let compose = compose();
+    let mut programs = 0;
+    for (name, service) in compose["services"].as_hash().unwrap() {
+        if !value_of(service, "image").as_str().unwrap().starts_with("chancery:") {
+            continue;
+        }
+        let limits = value_of(service, "ulimits");
+        assert_eq!(limits["core"].as_i64(), Some(0), "{name:?}");
+        for kind in ["soft", "hard"] {
+            assert_eq!(limits["memlock"][kind].as_i64(), Some(-1), "{name:?}");
+        }
+        programs += 1;
+    }
+    assert!(programs >= 6, "{programs} services");
+}

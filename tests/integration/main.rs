@@ -32,6 +32,7 @@ mod key_import;
 mod key_life;
 mod main_job;
 mod many_processes;
+mod memory;
 mod openssl;
 mod outages;
 mod payloads;

@@ -16,7 +16,7 @@ const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 const FLOORS: [&[&str]; 12] = [
     &["types", "clock", "failpoint"],
     &["ledger", "signing", "config", "intake", "seed"],
-    &["keyring", "metrics"],
+    &["keyring", "metrics", "hardening"],
     &["fuzzing"],
     &["db"],
     &["inspect"],

@@ -271,7 +271,7 @@ fn a_mistake_in_the_file_is_reported_with_its_place_and_what_would_be_right() {
         (
             "[colour]",
             "1:2: unknown section [colour]; known are [database], [signing], [lease], [keys], \
-             [pkcs11], [http], [node], [log], [telemetry]",
+             [pkcs11], [memory], [http], [node], [log], [telemetry]",
         ),
         ("signing = 5", "1:11: signing: a single value, expected a section: a line [signing]"),
         (

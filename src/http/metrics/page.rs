@@ -165,6 +165,8 @@ impl Page {
         out.counter("records_swept", help, |ring| ring.node.supervisor.swept_records)?;
         let help = "Batches checked out and not yet settled, of this node";
         out.gauge("batches_in_flight", help, |ring| Some(ring.node.supervisor.in_flight.into()))?;
+        let help = "Private keys in this node's memory";
+        out.gauge("keys_unsealed", help, |ring| Some(ring.node.key_manager.keys as f64))?;
         let help = "Things that keep this node from its work; `chancery status` names them";
         out.gauge("troubles", help, |ring| Some(ring.troubles as f64))
     }
