@@ -468,7 +468,7 @@ fn every_script_is_executable_and_its_syntax_is_right() {
         assert!(checked.status.success(), "{}: {checked:?}", short(&path));
         scripts += 1;
     }
-    assert!(scripts >= 4, "{scripts} scripts");
+    assert!(scripts >= 6, "{scripts} scripts");
 }
 
 #[test]
