@@ -35,6 +35,9 @@ impl Default for RingNames {
 
 impl RingNames {
     fn read(text: &str) -> Option<RingNames> {
+        if text.contains(char::is_control) {
+            return None;
+        }
         if text.trim() == "*" {
             return Some(RingNames::All);
         }
@@ -98,6 +101,9 @@ impl RingBatchSizes {
 
     fn read(text: &str) -> Option<RingBatchSizes> {
         let mut sizes = RingBatchSizes::default();
+        if text.contains(char::is_control) {
+            return None;
+        }
         if text.trim().is_empty() {
             return Some(sizes);
         }
