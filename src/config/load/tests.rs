@@ -511,7 +511,10 @@ fn rings_and_their_batch_sizes_are_read_from_every_layer_and_shown_as_they_were_
     let sizes = ["a", "b", "c"].map(|ring| signing.batch_size_of(ring).records());
     assert_eq!(sizes, [1, 20, 7]);
     let shown = loaded.render().unwrap();
-    for line in ["ring = \"*\"  # chancery.toml:2:8", "ring_batch_sizes = \"a=1,b=20\"  # chancery.toml:3:20"] {
+    for line in [
+        "ring = \"*\"  # chancery.toml:2:8",
+        "ring_batch_sizes = \"a=1,b=20\"  # chancery.toml:3:20",
+    ] {
         assert!(shown.lines().any(|found| found == line), "no line {line:?} in\n{shown}");
     }
     // A name may look like a number.
