@@ -41,10 +41,13 @@ impl RingNames {
         if text.trim() == "*" {
             return Some(RingNames::All);
         }
+        if !is_plain(text) {
+            return None;
+        }
         let mut names: Vec<String> = Vec::new();
         for name in text.split(',').map(str::trim) {
             let is_new = !names.iter().any(|known| known == name);
-            if !is_plain(name) || name == "*" || !is_new {
+            if name.is_empty() || name == "*" || !is_new {
                 return None;
             }
             names.push(name.to_owned());
@@ -104,13 +107,16 @@ impl RingBatchSizes {
         if text.contains(char::is_control) {
             return None;
         }
-        if text.trim().is_empty() {
+        if text.is_empty() {
             return Some(sizes);
+        }
+        if !is_plain(text) {
+            return None;
         }
         for one in text.split(',') {
             let (name, records) = one.split_once('=')?;
             let (name, records) = (name.trim(), records.trim().parse::<u32>().ok()?);
-            if !is_plain(name) || name == "*" || sizes.of(name).is_some() || records > 1_000_000 {
+            if name.is_empty() || name == "*" || sizes.of(name).is_some() || records > 1_000_000 {
                 return None;
             }
             sizes.0.push((name.to_owned(), BatchSize(records.try_into().ok()?)));
@@ -190,7 +196,7 @@ mod tests {
         assert_eq!(sizes.of("default"), None);
         assert_eq!(sizes.to_string(), "invoices=100,receipts=1000000");
         assert_eq!(RingBatchSizes::read(""), Some(RingBatchSizes::default()));
-        for bad in ["a", "a=", "=1", "a=0", "a=1000001", "a=-1", "a=1,a=2", "a=1,", "*=1", "a=1.5"]
+        for bad in [" ", "\r", "a", "a=", "=1", "a=0", "a=1000001", "a=-1", "a=1,a=2", "a=1,", "*=1", "a=1.5"]
         {
             assert_eq!(RingBatchSizes::read(bad), None, "{bad:?}");
         }

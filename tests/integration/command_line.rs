@@ -18,7 +18,7 @@ on_both_databases! {
 }
 
 /// Every command, with what its help must name.
-const COMMANDS: [(&[&str], &[&str]); 23] = [
+const COMMANDS: [(&[&str], &[&str]); 25] = [
     (&[], &["--config", "--database-url", "--log-format", "Exit codes", "CHANCERY_SECTION__KEY"]),
     (&["demo"], &["--records", "--keys", "--batch-size", "--dir"]),
     (&["migrate"], &["--database-url"]),
@@ -39,6 +39,8 @@ const COMMANDS: [(&[&str], &[&str]); 23] = [
     (&["audit"], &["--json"]),
     (&["export"], &["--format", "jsonl", "csv", "--out"]),
     (&["kek", "generate"], &["--out", "0600"]),
+    (&["rings", "create"], &["NAME", "--provider", "software", "pkcs11"]),
+    (&["rings", "list"], &["--json", "--ring"]),
     (&["token", "create"], &["--name", "--role", "reader", "writer", "--expires-in"]),
     (&["token", "list"], &["--json"]),
     (&["token", "revoke"], &["ID"]),
