@@ -138,7 +138,7 @@ fn a_new_kek_is_the_owners_alone_and_never_overwrites() {
 
     let again = generate().expect_code(2);
     assert_eq!(
-        again.stderr, "error: kek exists already, and a KEK file is never overwritten\n",
+        again.stderr, "error: KEK file kek exists already, and is never overwritten\n",
         "{again}"
     );
     assert_eq!(fs::read_to_string(&path).unwrap(), text);

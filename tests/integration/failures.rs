@@ -41,7 +41,7 @@ fn a_wrong_key_encryption_key_touches_no_key(site: Site) {
     site.run(&["kek", "generate", "--out", &other]).expect_code(0);
     let site = site.set("CHANCERY_KEYS__KEK_FILE", &other);
     let ended = site.run(&["run"]).expect_code(2);
-    ended.expect_stderr("is not the one that sealed this database's keys");
+    ended.expect_stderr("is not among those that sealed this database's keys");
     let states = site.database.rows("SELECT DISTINCT status AS value FROM keys");
     assert_eq!(states, ["active"]);
     assert_eq!(site.database.number("SELECT tick AS value FROM rings"), 3);

@@ -286,11 +286,11 @@ fn a_kek_file_that_others_can_read_or_exchange_is_refused(site: Site) {
     fs::create_dir(site.path("folder")).unwrap();
     let mut refusals = vec![
         ("readable", "has mode 0644, which is looser than 0600: chmod 600 '"),
-        ("garbage", "is not a KEK file: what follows `chancery-kek-v1:` is not 32 bytes"),
-        ("empty", "is not a KEK file: it does not begin with `chancery-kek-v1:`"),
+        ("garbage", "holds no KEK: what follows `chancery-kek-v1:` is not 32 bytes"),
+        ("empty", "holds no KEK: it begins neither with `chancery-kek-v1:` nor with"),
         ("link", "is a symbolic link: give the path of the file itself"),
         ("folder", "is not a regular file"),
-        ("absent", "there is no key-encryption key at "),
+        ("absent", "not found; point keys.kek_file (CHANCERY_KEYS__KEK_FILE) at the file that"),
     ];
     if geteuid().is_root() {
         file("foreign", &kek, 0o600);
