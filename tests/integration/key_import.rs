@@ -121,6 +121,11 @@ fn files_that_are_no_keys_are_refused_by_name_and_nothing_is_added(site: Site) {
     openssl(&site, "genpkey -algorithm X25519 -out x25519.pem");
     openssl(&site, "pkey -in good.pem -pubout -out public.pem");
     openssl(&site, "genpkey -algorithm ed25519 -aes-128-cbc -pass file:passphrase -out aes.pem");
+    let convert = "pkcs8 -topk8 -in good.pem -passout file:passphrase";
+    openssl(&site, &format!("{convert} -iter 10000001 -out dear.pem"));
+    openssl(&site, &format!("{convert} -v1 PBE-SHA1-3DES -out old.pem"));
+    let many = fs::read_to_string(site.path("aes.pem")).unwrap().repeat(17);
+    write(&site, "many.pem", many);
     let ssh = ["-q", "-t", "rsa", "-b", "2048", "-N", "", "-f", "ssh-rsa"];
     tool(&site, "ssh-keygen", &ssh);
     let good = fs::read_to_string(site.path("good.pem")).unwrap();
@@ -153,6 +158,15 @@ fn files_that_are_no_keys_are_refused_by_name_and_nothing_is_added(site: Site) {
     site.run(&["keys", "import", "--passphrase-file", "wrong", "aes.pem"])
         .expect_code(2)
         .expect_stderr("the passphrase is wrong");
+    for (file, why) in [
+        ("dear.pem", "would cost too much"),
+        ("many.pem", "key 17 of it: opening it would cost too much"),
+        ("old.pem", "must be PBES2 with AES"),
+    ] {
+        site.run(&["keys", "import", "--passphrase-file", "passphrase", file])
+            .expect_code(2)
+            .expect_stderr(why);
+    }
     site.run(&["keys", "import", "--format", "jwk", "good.pem"]).expect_code(2);
     assert_eq!(site.database.number("SELECT count(*) AS value FROM keys"), 1);
     fs::set_permissions(site.path("good.pem"), fs::Permissions::from_mode(0o644)).unwrap();

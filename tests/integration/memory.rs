@@ -97,7 +97,7 @@ fn memory(process: u32) -> Vec<(String, Vec<u8>)> {
     memory
 }
 
-/// The value of a metric without labels.
+/// The value of a metric, by its name with its labels.
 fn metric(served: &Served, name: &str) -> f64 {
     let page = served.get("/metrics").text;
     let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
@@ -121,14 +121,16 @@ fn a_destroyed_key_is_nowhere_in_the_memory_of_a_node_that_signed_with_it() {
     wait_until("everything is signed", || served.site.signatures() == 400);
     let shown = served.get(&format!("/v1/keys/{kid}")).expect(200);
     assert!(shown["stored_batches"].as_u64().unwrap() > 5, "{shown}");
-    assert_eq!(metric(&served, "chancery_keys_unsealed"), 2.0);
+    assert_eq!(metric(&served, "chancery_keys_unsealed{ring=\"default\"}"), 2.0);
     let active = key.found_in(served.serve.id());
     assert!(active.iter().any(|place| place.starts_with("the seed in ")), "{active:?}");
 
     for change in ["disable", "destroy"] {
         served.order(&format!("/v1/keys/{kid}/{change}")).expect(200);
     }
-    wait_until("the key has left the node", || metric(&served, "chancery_keys_unsealed") == 1.0);
+    wait_until("the key has left the node", || {
+        metric(&served, "chancery_keys_unsealed{ring=\"default\"}") == 1.0
+    });
     let destroyed = key.found_in(served.serve.id());
     assert!(destroyed.is_empty(), "{destroyed:#?}");
     served.stop();

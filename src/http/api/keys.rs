@@ -19,7 +19,7 @@ use crate::http::body::{Json, SecretJson};
 use crate::http::problem::{Problem, ProblemDocument};
 use crate::http::{Custody, Shared};
 use crate::keyring::Passphrase;
-use crate::keyring::private::{self, Format};
+use crate::keyring::private::{self, Format, PrivateKeyError};
 use crate::signing::PrivateKey;
 use crate::types::{KeyId, KeyStatus, Kid, RingId};
 
@@ -219,6 +219,10 @@ impl Import {
             (Some(pem), None, None) => (pem, None),
             (None, None, Some(seed)) => (seed, Some(Format::Hex)),
             (None, Some(jwk), None) => {
+                let (alg, usage) = (jwk.alg.as_deref(), jwk.usage.as_deref());
+                if !private::is_for_signing(alg, usage, jwk.key_ops.as_deref()) {
+                    return Err(refused(&PrivateKeyError::JwkUse));
+                }
                 let key = private::from_jwk(&jwk.kty, &jwk.crv, &jwk.x, &jwk.d);
                 return key.map_err(|error| refused(&error));
             }
@@ -226,6 +230,9 @@ impl Import {
                 return Err(Problem::unprocessable("Send exactly one of pem, jwk and seed_hex."));
             }
         };
+        if text.matches("-----BEGIN ").count() > 1 {
+            return Err(Problem::unprocessable("One key at a time."));
+        }
         let passphrase =
             passphrase.as_ref().and_then(|text| Passphrase::of(text.as_bytes().to_vec()));
         let keys = private::read_keys(text.as_bytes(), format, passphrase.as_ref());
@@ -249,6 +256,13 @@ pub(super) struct ImportedJwk {
     /// The private key, 32 bytes as base64url.
     #[schema(value_type = String)]
     d: Zeroizing<String>,
+    /// If it is there: `EdDSA` or `Ed25519`.
+    alg: Option<String>,
+    /// If it is there: `sig`.
+    #[serde(rename = "use")]
+    usage: Option<String>,
+    /// If they are there, `sign` is among them.
+    key_ops: Option<Vec<String>>,
 }
 
 /// A key that was taken in.

@@ -12,30 +12,20 @@ use crate::signing::PrivateKey;
 pub(super) fn read(
     file: &[u8],
 ) -> Result<Vec<Result<PrivateKey, PrivateKeyError>>, PrivateKeyError> {
-    let Keys { keys } = match serde_json::from_slice(file) {
-        Ok(OneOrMany::Many(keys)) => keys,
-        Ok(OneOrMany::One(key)) => Keys { keys: vec![key] },
-        Err(_) => return Err(PrivateKeyError::Jwk),
-    };
-    Ok(keys.into_iter().map(Jwk::read).collect())
+    let file: Jwk = serde_json::from_slice(file).map_err(|_| PrivateKeyError::Jwk)?;
+    match (file.keys, &file.kty) {
+        (Some(keys), None) => Ok(keys.into_iter().map(Jwk::read).collect()),
+        (None, Some(_)) => Ok(vec![Jwk { keys: None, ..file }.read()]),
+        _ => Err(PrivateKeyError::Jwk),
+    }
 }
 
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum OneOrMany {
-    Many(Keys),
-    One(Jwk),
-}
-
-#[derive(Deserialize)]
-struct Keys {
-    keys: Vec<Jwk>,
-}
-
-/// The members that matter. Its `kid` does not: Chancery names keys itself.
+/// The members that matter of a JWK, or of a set. Its `kid` does not: Chancery names keys itself.
+// One type for both: to choose between two, serde would copy the secret first.
 #[derive(Deserialize)]
 struct Jwk {
-    kty: String,
+    keys: Option<Vec<Jwk>>,
+    kty: Option<String>,
     #[serde(default)]
     crv: String,
     x: Option<String>,
@@ -48,14 +38,18 @@ struct Jwk {
 
 impl Jwk {
     fn read(self) -> Result<PrivateKey, PrivateKeyError> {
-        if (self.kty.as_str(), self.crv.as_str()) != ("OKP", "Ed25519") {
-            return Err(PrivateKeyError::JwkType);
+        match (self.kty.as_deref(), self.crv.as_str()) {
+            (Some("OKP"), "Ed25519") => {}
+            (Some("OKP"), "X25519") => return Err(PrivateKeyError::Algorithm("an X25519")),
+            (Some("OKP"), "Ed448") => return Err(PrivateKeyError::Algorithm("an Ed448")),
+            (Some("RSA"), _) => return Err(PrivateKeyError::Algorithm("an RSA")),
+            (Some("EC"), _) => {
+                return Err(PrivateKeyError::Algorithm("an elliptic-curve (ECDSA)"));
+            }
+            _ => return Err(PrivateKeyError::JwkType),
         }
-        // RFC 9864 gives the algorithm a name of its own.
-        let signs = self.alg.is_none_or(|alg| alg == "EdDSA" || alg == "Ed25519")
-            && self.usage.is_none_or(|usage| usage == "sig")
-            && self.key_ops.is_none_or(|ops| ops.iter().any(|op| op == "sign"));
-        if !signs {
+        let (alg, usage) = (self.alg.as_deref(), self.usage.as_deref());
+        if !is_for_signing(alg, usage, self.key_ops.as_deref()) {
             return Err(PrivateKeyError::JwkUse);
         }
         match (self.x, self.d) {
@@ -64,6 +58,15 @@ impl Jwk {
             (None, _) => Err(PrivateKeyError::JwkBytes),
         }
     }
+}
+
+/// Whether a JWK's `alg`, `use` and `key_ops`, where it has them, allow signatures with EdDSA (RFC 7517,
+/// section 4; RFC 9864 gives the algorithm a name of its own).
+#[must_use]
+pub fn is_for_signing(alg: Option<&str>, usage: Option<&str>, key_ops: Option<&[String]>) -> bool {
+    alg.is_none_or(|alg| alg == "EdDSA" || alg == "Ed25519")
+        && usage.is_none_or(|usage| usage == "sig")
+        && key_ops.is_none_or(|ops| ops.iter().any(|op| op == "sign"))
 }
 
 /// Reads the members of a private JWK (RFC 8037, section 2).

@@ -10,7 +10,7 @@ mod pkcs8;
 
 use std::fmt;
 
-pub use jwk::from_jwk;
+pub use jwk::{from_jwk, is_for_signing};
 
 use super::Passphrase;
 use crate::signing::PrivateKey;
@@ -46,7 +46,7 @@ pub fn read_keys(
         })?,
     };
     let keys = match format {
-        Format::Pkcs8 if file.first() == Some(&DER_SEQUENCE) => {
+        Format::Pkcs8 if is_der(file) => {
             vec![pkcs8::from_der(file, passphrase)]
         }
         Format::Pkcs8 | Format::OpenSsh => pem::read(file, format, passphrase).map_err(alone)?,
@@ -61,8 +61,13 @@ pub fn read_keys(
     if keys.is_empty() { Err(alone(PrivateKeyError::Empty)) } else { Ok(keys) }
 }
 
-/// What a DER of PKCS#8 begins with.
-const DER_SEQUENCE: u8 = 0x30;
+/// Whether a file is one SEQUENCE of DER (X.690, section 8.1), and no text that begins with a zero.
+fn is_der(file: &[u8]) -> bool {
+    match file {
+        [0x30, length, rest @ ..] => *length >= 0x80 || usize::from(*length) == rest.len(),
+        _ => false,
+    }
+}
 
 fn detect(file: &[u8]) -> Option<Format> {
     let text = file.trim_ascii_start();
@@ -70,7 +75,7 @@ fn detect(file: &[u8]) -> Option<Format> {
         Some(Format::Jwk)
     } else if hex::looks_so(file) {
         Some(Format::Hex)
-    } else if file.first() == Some(&DER_SEQUENCE) {
+    } else if is_der(file) {
         Some(Format::Pkcs8)
     } else if let Ok(text) = std::str::from_utf8(file) {
         pem::detect(text)
@@ -140,8 +145,8 @@ pub enum PrivateKeyError {
     Scheme,
     /// Opening it would take too long, or too much memory.
     #[error(
-        "opening it would cost too much: at most 10,000,000 rounds of PBKDF2, 1 GiB of scrypt, or \
-         1,000 rounds of bcrypt"
+        "opening it would cost too much: at most 10,000,000 rounds of PBKDF2, 1 GiB and 4 lanes of \
+         scrypt, or 1,000 rounds of bcrypt, and 16 encrypted keys a file"
     )]
     Cost,
     /// It is no JSON, or not the members of a JWK.

@@ -24,7 +24,21 @@ pub(super) fn read(
         _ => PrivateKeyError::Pkcs8,
     };
     let text = std::str::from_utf8(file).map_err(|_| unreadable)?;
-    let keys: Vec<_> = blocks(text).map(|block| block.read(unreadable, passphrase)).collect();
+    let mut keys = Vec::new();
+    let mut encrypted = 0;
+    for block in blocks(text) {
+        encrypted += usize::from(block.may_be_encrypted());
+        // What one key may cost is bounded, and so is what a file of them may.
+        let key = match encrypted {
+            0..=MOST_ENCRYPTED => block.read(unreadable, passphrase),
+            _ => Err(PrivateKeyError::Cost),
+        };
+        let is_last = key.is_err();
+        keys.push(key);
+        if is_last {
+            break;
+        }
+    }
     if keys.is_empty() && !text.trim_ascii().is_empty() { Err(unreadable) } else { Ok(keys) }
 }
 
@@ -35,6 +49,10 @@ struct Block<'a> {
 }
 
 impl Block<'_> {
+    fn may_be_encrypted(&self) -> bool {
+        matches!(self.label, "OPENSSH PRIVATE KEY" | "ENCRYPTED PRIVATE KEY")
+    }
+
     fn read(
         &self,
         unreadable: PrivateKeyError,
@@ -45,7 +63,10 @@ impl Block<'_> {
             "PRIVATE KEY" | "ENCRYPTED PRIVATE KEY" => {
                 let document = SecretDocument::from_pem(self.text);
                 let (_, der) = document.map_err(|_| PrivateKeyError::Pkcs8)?;
-                pkcs8::from_der(der.as_bytes(), passphrase)
+                pkcs8::from_der(der.as_bytes(), passphrase).map_err(|error| match error {
+                    PrivateKeyError::Pkcs8 if self.may_be_encrypted() => PrivateKeyError::Scheme,
+                    error => error,
+                })
             }
             "RSA PRIVATE KEY" => Err(PrivateKeyError::Algorithm("an RSA")),
             "EC PRIVATE KEY" => Err(PrivateKeyError::Algorithm("an elliptic-curve (ECDSA)")),
@@ -71,5 +92,8 @@ fn blocks(text: &str) -> impl Iterator<Item = Block<'_>> {
         Some(Block { label: label.unwrap_or_default(), text: &from[..length] })
     })
 }
+
+/// How many encrypted keys one file may have.
+const MOST_ENCRYPTED: usize = 16;
 
 const BEGIN: &str = "-----BEGIN ";

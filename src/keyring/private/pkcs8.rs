@@ -52,7 +52,7 @@ fn from_info(info: PrivateKeyInfoRef<'_>) -> Result<PrivateKey, PrivateKeyError>
     }
 }
 
-/// A file may not ask for more than seconds and a gigabyte.
+/// A key may not ask for more than some seconds and a gigabyte.
 fn check_cost(kdf: &Kdf) -> Result<(), PrivateKeyError> {
     let is_cheap = match kdf {
         Kdf::Pbkdf2(params) => params.iteration_count <= 10_000_000,
@@ -60,7 +60,7 @@ fn check_cost(kdf: &Kdf) -> Result<(), PrivateKeyError> {
             let bytes = 128_u64
                 .checked_mul(params.cost_parameter)
                 .and_then(|bytes| bytes.checked_mul(params.block_size.into()));
-            bytes.is_some_and(|bytes| bytes <= 1 << 30) && params.parallelization <= 16
+            bytes.is_some_and(|bytes| bytes <= 1 << 30) && params.parallelization <= 4
         }
         _ => return Err(PrivateKeyError::Scheme),
     };

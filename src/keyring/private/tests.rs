@@ -107,6 +107,8 @@ fn a_jwk_is_read_and_its_public_key_compared() {
     assert_eq!(refused(json!({ "keys": [] }).to_string()), PrivateKeyError::Empty);
     let public = json!({ "kty": "OKP", "crv": "Ed25519", "x": SEED_X });
     assert_eq!(refused(public.to_string()), PrivateKeyError::Public);
+    let rsa = json!({ "keys": [{ "kty": "RSA" }] });
+    assert_eq!(refused(rsa.to_string()), PrivateKeyError::Algorithm("an RSA"));
     for broken in ["{", "{}", "{\"keys\": 1}", "{\"kty\": 1}"] {
         assert_eq!(refused(broken), PrivateKeyError::Jwk, "{broken}");
     }
@@ -140,6 +142,7 @@ fn what_is_no_key_is_refused_and_never_quoted() {
     assert_eq!(refused("secret words"), PrivateKeyError::Unknown);
     assert_eq!(refused([0xff; 100]), PrivateKeyError::Unknown);
     assert_eq!(refused([0x30, 0x82, 1, 2]), PrivateKeyError::Pkcs8);
+    assert_eq!(read(format!("0 is how this begins\n{PEM}").as_bytes()).unwrap(), [X]);
     let error =
         read(b"-----BEGIN PRIVATE KEY-----\nsecret\n-----END PRIVATE KEY-----").unwrap_err();
     assert!(!format!("{error} {error:?}").contains("secret"));

@@ -136,11 +136,12 @@ fn many_keys_change_at_once_or_none(site: Site) {
 }
 
 fn a_key_in_use_is_destroyed_by_force_only(site: Site) {
-    let site = site.with(1, 5);
+    let site = site.set("CHANCERY_LEASE__DURATION_S", "3600").with(1, 5);
+    // Its lease holds for a while yet.
     let mut dead = site.command(&["run"]);
-    dead.env("CHANCERY_FAILPOINTS", "batch.signed=stop");
-    let dead = site.start_command(dead);
-    wait_until("it has stopped with a batch in hand", || dead.is_stopped());
+    dead.env("CHANCERY_FAILPOINTS", "batch.signed=kill");
+    site.run_command(dead);
+    assert_eq!(site.open_uses(), 1);
     let served = Served::start_with(site, &["serve", "--no-signing"]);
     let kid = served.get("/v1/keys").expect(200)["items"][0]["kid"].as_str().unwrap().to_owned();
     let destroy = format!("/v1/keys/{kid}/destroy");
@@ -151,7 +152,6 @@ fn a_key_in_use_is_destroyed_by_force_only(site: Site) {
     assert_eq!(forced["status"], "destroyed");
     assert_eq!(served.get(&format!("/v1/keys/{kid}")).expect(200)["in_use"], false);
     assert_eq!(served.get("/v1/batches").expect(200)["items"][0]["state"], "retry");
-    drop(dead);
     served.stop();
 }
 
@@ -166,6 +166,11 @@ fn a_key_that_is_none_is_refused_and_never_quoted(site: Site) {
             "PKCS#8",
         ),
         (jwk("c2VjcmV0"), "32 bytes"),
+        (
+            json!({"jwk": {"kty": "OKP", "crv": "Ed25519", "d": "", "x": "", "use": "enc"}}),
+            "not for EdDSA signatures",
+        ),
+        (json!({"pem": "-----BEGIN x-----\n-----BEGIN x-----"}), "One key at a time"),
         (json!({"jwk": {"kty": "EC", "crv": "P-256", "d": "c2VjcmV0", "x": ""}}), "OKP"),
         (json!({"jwk": {"d": "c2VjcmV0"}}), "does not fit"),
         (json!({"jwk": "c2VjcmV0"}), "does not fit"),
