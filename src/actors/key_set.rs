@@ -1,6 +1,6 @@
 //! The private keys of one ring in this node's memory: unsealed once, wiped when no longer active.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::key_handle::KeyHandle;
@@ -126,17 +126,31 @@ impl KeySet {
     pub fn refresh(&mut self) -> Result<Vec<DamagedKey>, KeySetError> {
         let (store, ring) = self.place();
         let rows = store.sealed_keys(ring)?;
+        // Before anything can fail: what is disabled leaves the memory whatever happens.
+        let ids: HashSet<KeyId> = rows.iter().map(|row| row.id).collect();
+        self.keys.retain(|id, _| ids.contains(id));
+        let unsealed = self.unseal_new(store.as_ref(), rows);
+        wipe_stack();
+        unsealed
+    }
+
+    /// Unseals what is not in the set yet.
+    fn unseal_new(
+        &mut self,
+        store: &dyn Store,
+        rows: Vec<SealedKeyRow>,
+    ) -> Result<Vec<DamagedKey>, KeySetError> {
+        let rows: Vec<SealedKeyRow> =
+            rows.into_iter().filter(|row| !self.keys.contains_key(&row.id)).collect();
+        if let Home::Database(unsealer) = &mut self.home {
+            unsealer.open_data_keys(&rows)?;
+        }
         let mut damaged = Vec::new();
         let mut of_other_kek = None;
-        let mut active = HashMap::with_capacity(rows.len());
         for row in rows {
-            if let Some(key) = self.keys.get(&row.id) {
-                active.insert(row.id, key.clone());
-                continue;
-            }
             match self.open(&row) {
                 Ok(key) => {
-                    active.insert(row.id, key);
+                    self.keys.insert(row.id, key);
                 }
                 Err(Sealed::Damaged(reason)) => {
                     let disabled = KeyEvent::Disabled;
@@ -147,9 +161,6 @@ impl KeySet {
                 Err(Sealed::Failed(error)) => return Err(error),
             }
         }
-        self.keys = active;
-        wipe_stack();
-        // Only now: it must not keep disabled keys in memory.
         of_other_kek.map_or(Ok(damaged), Err)
     }
 
@@ -178,7 +189,7 @@ impl KeySet {
     }
 
     /// Retires keys that have signed for long enough, and puts a fresh one in the place of each; how
-    /// many. On a token keys are made by people only.
+    /// many: none on a token, where keys are made by people only.
     ///
     /// # Errors
     /// As [`Sealer::new`], and the database's.
@@ -249,13 +260,11 @@ impl Unsealer {
         let (Some(sealed), Some(kek_id)) = (&row.sealed_private_key, &row.kek_id) else {
             return Err(damaged("it has no sealed private key"));
         };
+        self.open_data_keys(std::slice::from_ref(row)).map_err(Sealed::Failed)?;
         let Some(kek) = self.keks.find(&KekId(kek_id.clone())) else {
             let (kid, kek_id) = (kid.clone(), kek_id.clone());
             return Err(Sealed::OtherKek(KeySetError::OtherKek { kid, kek_id }));
         };
-        if row.data_key.is_some_and(|id| !self.data_keys.contains_key(&id)) {
-            self.data_keys = self.read_data_keys().map_err(Sealed::Failed)?;
-        }
         let opener = match row.data_key {
             None => Opener::Kek(kek),
             Some(id) => match self.data_keys.get(&id) {
@@ -266,6 +275,20 @@ impl Unsealer {
         let identity = identity(&self.database_id, self.ring, row.id, kid.clone());
         unseal(opener, &identity, &row.public_key, sealed)
             .map_err(|error| Sealed::Damaged(error.to_string()))
+    }
+
+    /// Opens the data keys that these rows need, before any row is judged: one that is damaged says
+    /// nothing of the keys that it has sealed.
+    fn open_data_keys(&mut self, rows: &[SealedKeyRow]) -> Result<(), KeySetError> {
+        let is_new = |row: &SealedKeyRow| {
+            let is_known = row.data_key.is_none_or(|id| self.data_keys.contains_key(&id));
+            let kek = row.kek_id.as_ref().map(|id| KekId(id.clone()));
+            !is_known && kek.is_some_and(|id| self.keks.find(&id).is_some())
+        };
+        if rows.iter().any(is_new) {
+            self.data_keys = self.read_data_keys()?;
+        }
+        Ok(())
     }
 
     /// The ring's data keys under the KEKs that are here.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::key_set::{KeySetError, Sealed, Unsealer};
 use super::sealer::Sealer;
-use crate::db::{AdminAction, Resealed, Ring, SealedKeyRow, Store};
+use crate::db::{Resealed, Ring, SealedKeyRow, Store};
 use crate::keyring::{Keks, Opener, SealError, seal, unseal};
 use crate::types::{DataKeyId, KeyId, Kid};
 
@@ -54,17 +54,9 @@ pub fn rewrap(
             }
         }
         // Fewer where somebody else was faster, or destroyed a key meanwhile.
-        let page = store.reseal_keys(&resealed)?;
+        let page = store.reseal_keys(ring.id, &resealed, actor)?;
         done.keys += page;
         moved(page);
-    }
-    if done.keys > 0 {
-        store.log_action(&AdminAction {
-            actor,
-            action: "keys.rewrapped",
-            target: format!("ring {}", ring.name),
-            detail: serde_json::json!({ "keys": done.keys, "kek": sealer.kek() }),
-        })?;
     }
     Ok(done)
 }

@@ -1,7 +1,7 @@
 //! Seals private keys for one ring, under KEKs that are proven first.
 
 use super::key_set::KeySetError;
-use crate::db::{KekCheck, NewKey, SealedKey, Store};
+use crate::db::{DataKeyRow, KekCheck, NewKey, SealedKey, Store};
 use crate::keyring::{
     Algorithm, DataKey, DataKeyPlace, Kek, KekId, Keks, KeyIdentity, SealError, seal,
 };
@@ -16,10 +16,9 @@ use crate::types::{DataKeyId, KeyId, Kid, RingId};
 pub fn prove_keks(store: &dyn Store, keks: &Keks) -> Result<(), KeySetError> {
     let mut checks = store.kek_checks()?;
     if checks.is_empty() {
-        add_kek(store, keks.first())?;
-        // Read back: two nodes with two KEKs may have done this at the same time.
+        // Another node may be faster, with another KEK.
+        store.add_first_kek(&check_of(keks.first()))?;
         checks = store.kek_checks()?;
-        checks.truncate(1);
     }
     let mut is_proven = false;
     for loaded in keks.iter() {
@@ -38,8 +37,8 @@ pub fn prove_keks(store: &dyn Store, keks: &Keks) -> Result<(), KeySetError> {
     Err(KeySetError::WrongKek { found, expected })
 }
 
-fn add_kek(store: &dyn Store, kek: &Kek) -> Result<(), KeySetError> {
-    Ok(store.add_kek(&KekCheck { kek_id: kek.id().0, check_value: kek.check_value() })?)
+fn check_of(kek: &Kek) -> KekCheck {
+    KekCheck { kek_id: kek.id().0, check_value: kek.check_value() }
 }
 
 /// What seals a ring's private keys: its data key under the first KEK.
@@ -60,12 +59,12 @@ impl Sealer {
         let kek = keks.first();
         let database_id = store.database_id()?;
         let place = DataKeyPlace { database_id: database_id.clone(), ring };
-        let of_kek = |row: &crate::db::DataKeyRow| row.kek_id == kek.id().0;
+        let of_kek = |row: &DataKeyRow| row.kek_id == kek.id().0;
         let row = match store.data_keys(ring)?.into_iter().find(of_kek) {
             Some(row) => row,
             None => {
                 // A KEK that the database has not seen: another one is proven, and this one is next.
-                add_kek(store, kek)?;
+                store.add_kek(&check_of(kek))?;
                 let (_, wrapped) = DataKey::generate(kek, &place)?;
                 store.add_data_key(ring, &kek.id().0, &wrapped)?
             }

@@ -6,7 +6,7 @@
 use crate::db::{NewKey, Ring, Store, StoreError};
 use crate::keyring::Algorithm;
 use crate::keyring::pkcs11::{Token, TokenError, TokenKey};
-use crate::types::{KeyId, KeyStatus, Kid};
+use crate::types::{KeyId, KeyStatus, RingId};
 
 /// Why keys were not made.
 #[derive(Debug, thiserror::Error)]
@@ -88,16 +88,30 @@ fn destroy_unknown(store: &dyn Store, token: &Token, made: &[TokenKey]) {
     }
 }
 
-/// Destroys a key on the token when its row says that it is destroyed; one that is gone already is no
-/// error.
+/// Wipes on the token every key of a ring whose row says that it is destroyed, whoever said so and
+/// whenever; goes on past one that fails.
 ///
 /// # Errors
-/// [`TokenError`]: the key is left on the token, where [`leftovers`] finds it.
-pub fn destroy(token: &Token, kid: &Kid) -> Result<(), TokenError> {
-    if !token.destroy(kid)? {
-        tracing::warn!(%kid, token = token.label(), "the token had no such key any more");
+/// The first [`TokenKeysError`]: asking again does the rest.
+pub fn wipe_destroyed(
+    store: &dyn Store,
+    ring: RingId,
+    token: &Token,
+) -> Result<(), TokenKeysError> {
+    const PAGE: u32 = 1_000;
+    let mut after = KeyId(0);
+    let mut failure = None;
+    loop {
+        let page = store.list_keys(ring, Some(KeyStatus::Destroyed), after, PAGE)?;
+        let Some(last) = page.last() else { break };
+        after = last.id;
+        for key in page {
+            if let Err(error) = token.destroy(&key.kid) {
+                failure.get_or_insert(error);
+            }
+        }
     }
-    Ok(())
+    failure.map_or(Ok(()), |error| Err(error.into()))
 }
 
 /// The labels of keys that this database's rings once made on the token, and that none has any more.

@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use zeroize::Zeroizing;
 
 use super::UsageError;
 use crate::config::{Config, DatabaseUrl, SecretSource};
@@ -147,12 +148,13 @@ pub fn new_passphrase(config: &Config) -> anyhow::Result<Passphrase> {
         )
         .into());
     }
-    let typed = rpassword::prompt_password("Passphrase: ").context("cannot read it")?;
-    let again = rpassword::prompt_password("Once more: ").context("cannot read it")?;
+    let ask = |prompt| rpassword::prompt_password(prompt).map(Zeroizing::new);
+    let typed = ask("Passphrase: ").context("cannot read it")?;
+    let again = ask("Once more: ").context("cannot read it")?;
     if typed != again {
         return Err(UsageError("the two passphrases differ".to_owned()).into());
     }
-    let passphrase = Passphrase::of(typed.into_bytes());
+    let passphrase = Passphrase::of(typed.as_bytes().to_vec());
     passphrase.ok_or_else(|| UsageError("the passphrase is empty".to_owned()).into())
 }
 

@@ -343,10 +343,7 @@ impl Shared {
                 node: node.clone(),
                 batch_size,
                 lease,
-                retirement: Retirement {
-                    after_signatures: config.keys.retire_after_signatures,
-                    after: config.keys.retire_after(),
-                },
+                retirement: retirement(config, &ring),
             },
             Arc::clone(&store),
             Arc::clone(&clock),
@@ -398,6 +395,19 @@ impl Shared {
             end: None,
         }
     }
+}
+
+/// When the keys of a ring retire by themselves. On a token keys are made by people only.
+fn retirement(config: &Config, ring: &Ring) -> Retirement {
+    let retirement = Retirement {
+        after_signatures: config.keys.retire_after_signatures,
+        after: config.keys.retire_after(),
+    };
+    if ring.provider == Provider::Software || retirement.is_never() {
+        return retirement;
+    }
+    tracing::warn!(ring = ring.name, "keys on a token do not retire on schedule");
+    Retirement::default()
 }
 
 fn store_workers(store: &Arc<dyn Store>, config: &Config) -> Addr<StoreWorker> {

@@ -26,7 +26,10 @@ pub fn open_token(config: &Config) -> anyhow::Result<Token> {
     let token_label = set("token_label", section.token_label.as_ref())?.clone();
     let pin = read_pin(set("pin_file", section.pin_file.as_ref())?)?;
     let token = Token::open(TokenSettings { module, token_label, pin });
-    token.map_err(|error| UsageError(error.to_string()).into())
+    token.map_err(|error| match error.is_retryable() {
+        true => error.into(),
+        false => UsageError(error.to_string()).into(),
+    })
 }
 
 /// The names of a ring's keys on the token.

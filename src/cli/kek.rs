@@ -7,10 +7,13 @@ use serde::Serialize;
 
 use super::keys::{actor, key_set_error};
 use super::{Context, Outcome, output};
+use crate::actors::key_set::KeySetError;
 use crate::actors::rewrap;
 use crate::app::{self, MissingDatabase, UsageError};
+use crate::db::Ring;
 use crate::keyring::private_file::Reason;
 use crate::keyring::{Kek, KekError, KekId};
+use crate::types::Provider;
 
 /// Make, check and list key-encryption keys
 #[derive(clap::Subcommand)]
@@ -74,8 +77,17 @@ fn check(context: &Context) -> anyhow::Result<Outcome> {
     let database = context.connect(MissingDatabase::Refuse)?;
     let store = &database.store;
     let mut shut = 0;
-    for ring in store.rings()? {
-        let checked = rewrap::check(store, &ring, &keks).map_err(key_set_error)?;
+    let is_sealed = |ring: &Ring| ring.provider == Provider::Software;
+    for ring in store.rings()?.into_iter().filter(is_sealed) {
+        let checked = match rewrap::check(store, &ring, &keks) {
+            Ok(checked) => checked,
+            Err(KeySetError::DataKey(error)) => {
+                output::print_line(&format!("ring {}: {error}", ring.name))?;
+                shut += 1;
+                continue;
+            }
+            Err(error) => return Err(key_set_error(error)),
+        };
         let keys = output::counted(checked.keys, "sealed key");
         output::print_line(&format!("ring {}: {keys} open", ring.name))?;
         for (_, reason) in &checked.left {

@@ -70,12 +70,11 @@ pub(super) enum ExportFormat {
 impl Keys {
     pub(super) fn loads_keys(&self) -> bool {
         match self {
-            Keys::Generate { .. } | Keys::Import(_) | Keys::Rewrap(_) => true,
+            Keys::Generate { .. } | Keys::Import(_) | Keys::Rewrap(_) | Keys::Destroy(_) => true,
             Keys::List { .. }
             | Keys::Enable(_)
             | Keys::Disable(_)
             | Keys::Retire(_)
-            | Keys::Destroy(_)
             | Keys::Export { .. } => false,
         }
     }
@@ -136,9 +135,22 @@ pub(super) fn generate(
     count: u32,
     if_empty: bool,
 ) -> anyhow::Result<Vec<KeyId>> {
-    let added = new_keys::generate(store, ring, keks, count, if_empty, &actor());
-    added.map_err(key_set_error)
+    let mut added = Vec::new();
+    while let missing @ 1.. = count - u32::try_from(added.len()).unwrap_or(count) {
+        let page = missing.min(MOST_AT_ONCE);
+        let only_if_empty = if_empty && added.is_empty();
+        let made = new_keys::generate(store, ring, keks, page, only_if_empty, &actor());
+        let made = made.map_err(key_set_error)?;
+        if made.is_empty() {
+            break;
+        }
+        added.extend(made);
+    }
+    Ok(added)
 }
+
+/// How many keys one transaction makes: the ring is locked meanwhile, and it must end within a lease.
+const MOST_AT_ONCE: u32 = 1_000;
 
 /// What is wrong with a KEK is the user's; the rest is the database's.
 pub(super) fn key_set_error(error: KeySetError) -> anyhow::Error {

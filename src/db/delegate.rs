@@ -94,6 +94,10 @@ macro_rules! shared_methods {
             self.run_tx("keys", |c| keks::add_kek(c, check))
         }
 
+        fn add_first_kek(&self, check: &KekCheck) -> Result<bool, StoreError> {
+            self.run_tx("keys", |c| keks::add_first_kek(c, check))
+        }
+
         fn kek_usage(&self) -> Result<Vec<KekUsage>, StoreError> {
             self.read(keks::kek_usage)
         }
@@ -125,8 +129,16 @@ macro_rules! shared_methods {
             self.read(|c| keks::keys_to_reseal(c, ring, data_key, after, limit))
         }
 
-        fn reseal_keys(&self, keys: &[Resealed]) -> Result<u64, StoreError> {
-            self.run_tx("rewrap", |c| keks::reseal_keys(c, keys))
+        fn reseal_keys(
+            &self,
+            ring: RingId,
+            keys: &[Resealed],
+            actor: &str,
+        ) -> Result<u64, StoreError> {
+            self.run_tx("rewrap", |c| {
+                let ring = $lock_ring(self, c, ring)?;
+                keks::reseal_keys(c, &ring, keys, actor)
+            })
         }
 
         fn add_keys(

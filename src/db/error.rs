@@ -78,7 +78,7 @@ pub enum StoreError {
         event: KeyEvent,
     },
     /// A key that is in use cannot be destroyed.
-    #[error("key {kid} is in use: disable it, and destroy it when its batch has ended")]
+    #[error("key {kid} is in use: disable it and destroy it when its batch has ended, or by force")]
     KeyInUse {
         /// The key.
         kid: Kid,

@@ -5,7 +5,7 @@ use diesel::sql_types::{BigInt, Binary, Text};
 
 use super::models::{KekRow, SealedRow, TextRow, count};
 use super::shared::{Bind, Session, TxResult};
-use super::{AdminAction, DataKeyRow, KekCheck, KekUsage, Resealed, SealedKeyRow, admin};
+use super::{AdminAction, DataKeyRow, KekCheck, KekUsage, Resealed, Ring, SealedKeyRow, admin};
 use crate::failpoint::pass;
 use crate::types::{DataKeyId, KeyId, RingId, Timestamp};
 
@@ -28,6 +28,18 @@ pub(super) fn add_kek<S: Session>(s: &mut S, check: &KekCheck) -> TxResult<()> {
         &[Bind::Text(&check.kek_id), Bind::Bytes(&check.check_value)],
     )?;
     Ok(())
+}
+
+/// Adds a KEK to a database that has none; whether it did.
+pub(super) fn add_first_kek<S: Session>(s: &mut S, check: &KekCheck) -> TxResult<bool> {
+    if let Some(lock) = S::LOCK_KEKS {
+        s.run(lock, &[])?;
+    }
+    let added = s.run(
+        "INSERT INTO keks (kek_id, check_value) SELECT $1, $2 WHERE NOT EXISTS (SELECT 1 FROM keks)",
+        &[Bind::Text(&check.kek_id), Bind::Bytes(&check.check_value)],
+    )?;
+    Ok(added == 1)
 }
 
 /// What is sealed under each KEK of the database.
@@ -112,8 +124,15 @@ pub(super) fn keys_to_reseal<S: Session>(
     Ok(rows.into_iter().map(SealedKeyRow::from).collect())
 }
 
-/// Puts new seals in the place of old ones, each only if the old one is still there; how many.
-pub(super) fn reseal_keys<S: Session>(s: &mut S, keys: &[Resealed]) -> TxResult<u64> {
+/// Puts new seals in the place of old ones, each only if the old one is still there, with an entry in
+/// the administrators' log; how many. Called with the ring's lock held, as all are that change several
+/// keys.
+pub(super) fn reseal_keys<S: Session>(
+    s: &mut S,
+    ring: &Ring,
+    keys: &[Resealed],
+    actor: &str,
+) -> TxResult<u64> {
     let mut changed = 0;
     for key in keys {
         changed += s.run(
@@ -128,6 +147,15 @@ pub(super) fn reseal_keys<S: Session>(s: &mut S, keys: &[Resealed]) -> TxResult<
             ],
         )? as u64;
         pass("rewrap", "resealed")?;
+    }
+    if let Some(last) = keys.last().filter(|_| changed > 0) {
+        let action = AdminAction {
+            actor,
+            action: "keys.rewrapped",
+            target: format!("ring {}", ring.name),
+            detail: serde_json::json!({ "keys": changed, "kek": last.kek_id }),
+        };
+        admin::log(s, &action)?;
     }
     Ok(changed)
 }

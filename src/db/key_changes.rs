@@ -16,14 +16,19 @@ use crate::types::{KeyEvent, KeyId, KeyStatus, Kid, Outcome, RingId, Tick};
 /// Locks the open uses of keys that are to be destroyed whatever they do, before the ring: it waits for
 /// one that is just being stored.
 pub(super) fn lock_uses<S: Session>(s: &mut S, kids: &[Kid]) -> TxResult<()> {
-    for kid in kids {
-        let query = format!(
-            "SELECT u.fence AS value FROM key_uses u JOIN keys k ON k.id = u.key_id
-             WHERE k.kid = $1 AND u.end_tick IS NULL {}",
-            S::FOR_UPDATE_OF_USES
-        );
-        s.rows::<NumberRow>(&query, &[Bind::Text(&kid.0)])?;
+    if kids.is_empty() {
+        return Ok(());
     }
+    // In one statement, because uses are locked in the order of their fences everywhere.
+    let places: Vec<String> = (1..=kids.len()).map(|n| format!("${n}")).collect();
+    let query = format!(
+        "SELECT u.fence AS value FROM key_uses u JOIN keys k ON k.id = u.key_id
+         WHERE k.kid IN ({}) AND u.end_tick IS NULL ORDER BY u.ring_id, u.fence {}",
+        places.join(", "),
+        S::FOR_UPDATE_OF_USES
+    );
+    let binds: Vec<Bind<'_>> = kids.iter().map(|kid| Bind::Text(&kid.0)).collect();
+    s.rows::<NumberRow>(&query, &binds)?;
     Ok(())
 }
 
@@ -123,7 +128,8 @@ fn end_use<S: Session>(
         S::FOR_UPDATE_SKIP_LOCKED
     );
     let Some(row) = s.rows::<UseRow>(&query, &[Bind::Int(key)])?.pop() else {
-        return Err(StoreError::KeyInUse { kid: kid.clone() }.into());
+        // It was free for a moment, and is just being stored again.
+        return Err(StoreError::Busy(format!("key {kid} is in use")).into());
     };
     let key_use = row.key_use();
     let tick = tick.next();

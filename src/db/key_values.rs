@@ -70,7 +70,7 @@ pub struct Key {
     pub created_at: Timestamp,
 }
 
-/// An active key with its sealed private key.
+/// A key with its sealed private key.
 #[derive(Clone, Debug)]
 pub struct SealedKeyRow {
     /// Its id.

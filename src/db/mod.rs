@@ -212,6 +212,9 @@ pub trait Store: Send + Sync + 'static {
     /// Remembers a KEK's check value; no error if it is there already.
     fn add_kek(&self, check: &KekCheck) -> Result<(), StoreError>;
 
+    /// As [`Store::add_kek`], for a database that has none; `false` if it has one by now.
+    fn add_first_kek(&self, check: &KekCheck) -> Result<bool, StoreError>;
+
     /// What is sealed under each KEK, the oldest KEK first.
     fn kek_usage(&self) -> Result<Vec<KekUsage>, StoreError>;
 
@@ -241,7 +244,7 @@ pub trait Store: Send + Sync + 'static {
 
     /// Puts new seals in the place of old ones in one transaction, each only if the old one is still
     /// there; how many were. No event: a key is the same key under another KEK.
-    fn reseal_keys(&self, keys: &[Resealed]) -> Result<u64, StoreError>;
+    fn reseal_keys(&self, ring: RingId, keys: &[Resealed], actor: &str) -> Result<u64, StoreError>;
 
     /// Adds `count` active keys, each made by `make` for the id that it will have.
     ///

@@ -92,6 +92,9 @@ pub(super) trait Session {
     /// would keep a snapshot open for too long; `None` if that harms nobody.
     const SEARCH_PAGE: Option<i64>;
 
+    /// What keeps others from adding a KEK until the transaction ends, where it does not do so by itself.
+    const LOCK_KEKS: Option<&'static str>;
+
     /// The instant at which a statement runs, by the database's clock, as an SQL expression.
     const NOW: &'static str;
 
@@ -131,11 +134,12 @@ pub(super) trait Session {
 }
 
 macro_rules! session {
-    ($connection:ty, $backend:ty, $classify:path, $now:literal, $later:literal, $for_update:literal, $of_uses:literal, $skip_locked:literal, $micros:literal, $has_versions:literal, $next_key_id:literal, $search_page:expr) => {
+    ($connection:ty, $backend:ty, $classify:path, $now:literal, $later:literal, $for_update:literal, $of_uses:literal, $skip_locked:literal, $micros:literal, $has_versions:literal, $next_key_id:literal, $search_page:expr, $lock_keks:expr) => {
         impl Session for $connection {
             const HAS_VERSIONS: &'static str = $has_versions;
             const NEXT_KEY_ID: &'static str = $next_key_id;
             const SEARCH_PAGE: Option<i64> = $search_page;
+            const LOCK_KEKS: Option<&'static str> = $lock_keks;
             const NOW: &'static str = $now;
             const FOR_UPDATE: &'static str = $for_update;
             const FOR_UPDATE_OF_USES: &'static str = $of_uses;
@@ -200,7 +204,8 @@ session!(
     "SELECT to_regclass('__diesel_schema_migrations') IS NOT NULL AS value",
     "SELECT nextval(pg_get_serial_sequence('keys', 'id')) AS value",
     // Less than a second's work.
-    Some(500_000)
+    Some(500_000),
+    Some("LOCK TABLE keks IN SHARE ROW EXCLUSIVE MODE")
 );
 session!(
     SqliteConnection,
@@ -214,6 +219,7 @@ session!(
     "CAST(round(unixepoch({}, 'subsec') * 1000) AS INTEGER) * 1000",
     "SELECT count(*) > 0 AS value FROM sqlite_master WHERE name = '__diesel_schema_migrations'",
     "SELECT coalesce(max(seq), 0) + 1 AS value FROM sqlite_sequence WHERE name = 'keys'",
+    None,
     None
 );
 

@@ -256,7 +256,7 @@ fn after_a_kek_is_lost_a_database_begins_anew_with_another(site: Site) {
     site.run(&generate).expect_code(2).expect_stderr(&lost);
     site.run(&["kek", "forget", &lost]).expect_code(2).expect_stderr("3 keys");
     site.run(&["kek", "forget", "nothing"]).expect_code(2).expect_stderr("knows no KEK");
-    site.run(&["keys", "destroy", "--all", "--yes"]).expect_code(0);
+    site.run(&["keys", "destroy", "--all", "--yes", "--force"]).expect_code(0);
     site.run(&["kek", "forget", &lost]).expect_code(0);
     site.run(&generate).expect_code(0);
     site.seed(10);

@@ -310,7 +310,8 @@ impl Store for FaultyStore {
         fn data_keys(&self, ring: RingId) -> Result<Vec<DataKeyRow>, StoreError>;
         fn add_data_key(&self, ring: RingId, kek_id: &str, wrapped_key: &[u8]) -> Result<DataKeyRow, StoreError>;
         fn keys_to_reseal(&self, ring: RingId, data_key: DataKeyId, after: KeyId, limit: u32) -> Result<Vec<SealedKeyRow>, StoreError>;
-        fn reseal_keys(&self, keys: &[Resealed]) -> Result<u64, StoreError>;
+        fn reseal_keys(&self, ring: RingId, keys: &[Resealed], actor: &str) -> Result<u64, StoreError>;
+        fn add_first_kek(&self, check: &KekCheck) -> Result<bool, StoreError>;
         fn change_keys(&self, ring: RingId, kids: &[Kid], change: &KeyChange<'_>) -> Result<Vec<bool>, StoreError>;
         fn due_keys(&self, ring: RingId, retirement: &Retirement, limit: u32) -> Result<Vec<DueKey>, StoreError>;
         fn replace_keys(&self, ring: RingId, due: &[DueKey], actor: &str, make: &mut dyn FnMut(KeyId) -> Result<NewKey, MakeKeyError>,

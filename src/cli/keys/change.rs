@@ -66,18 +66,20 @@ impl Change {
         let actor = actor();
         let change = KeyChange { event, actor: &actor, reason: self.reason.as_deref(), force };
         if self.all {
-            let changed = change_all(database.store.as_ref(), ring.id, &chosen, &change)?;
+            let changed = change_all(database.store.as_ref(), ring.id, &chosen, &change);
+            token::wipe_destroyed(context, database.store.as_ref(), &ring, event)?;
+            let changed = changed?;
             let keys = output::counted(changed, "key");
             output::print_line(&format!("{keys} of ring {} now {}", ring.name, event.status()))?;
-            token::destroy_too(context, &ring, event, &chosen)?;
             return Ok(Outcome::Done);
         }
-        let changed = database.store.change_keys(ring.id, &chosen, &change)?;
+        let changed = database.store.change_keys(ring.id, &chosen, &change);
+        token::wipe_destroyed(context, database.store.as_ref(), &ring, event)?;
+        let changed = changed?;
         for (kid, changed) in chosen.iter().zip(changed) {
             let verb = if changed { "is now" } else { "was already" };
             output::print_line(&format!("key {kid} {verb} {}", event.status()))?;
         }
-        token::destroy_too(context, &ring, event, &chosen)?;
         Ok(Outcome::Done)
     }
 

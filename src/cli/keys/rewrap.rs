@@ -5,10 +5,12 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::{actor, key_set_error};
+use crate::actors::key_set::KeySetError;
 use crate::actors::rewrap::rewrap;
 use crate::app::{self, MissingDatabase};
 use crate::cli::{Context, Outcome, output};
-use crate::types::Kid;
+use crate::db::{Ring, StoreError};
+use crate::types::{Kid, Provider};
 
 /// Move the keys of every ring to the first of the configured key-encryption keys
 #[derive(clap::Args)]
@@ -35,7 +37,8 @@ struct View {
 #[derive(Serialize)]
 struct Left {
     ring: String,
-    kid: Kid,
+    /// None if it is the ring's data key that does not open.
+    kid: Option<Kid>,
     reason: String,
 }
 
@@ -49,17 +52,34 @@ impl Rewrap {
         let bar = output::key_bar("rewrap", total);
         let kek = keks.first().id().0;
         let mut view = View { kek, resealed: 0, forgotten: Vec::new(), left: Vec::new() };
-        for ring in store.rings()? {
+        let is_sealed = |ring: &Ring| ring.provider == Provider::Software;
+        for ring in store.rings()?.into_iter().filter(is_sealed) {
             let done = rewrap(store, &ring, &keks, &actor, &mut |keys| bar.inc(keys));
-            let done = done.map_err(key_set_error)?;
-            view.resealed += done.keys;
-            let left = |(kid, reason)| Left { ring: ring.name.clone(), kid, reason };
-            view.left.extend(done.left.into_iter().map(left));
+            let left = |(kid, reason)| Left { ring: ring.name.clone(), kid: Some(kid), reason };
+            match done {
+                Ok(done) => {
+                    view.resealed += done.keys;
+                    view.left.extend(done.left.into_iter().map(left));
+                }
+                // It keeps no other ring from being moved.
+                Err(KeySetError::DataKey(error)) => view.left.push(Left {
+                    ring: ring.name.clone(),
+                    kid: None,
+                    reason: error.to_string(),
+                }),
+                Err(error) => return Err(key_set_error(error)),
+            }
         }
         bar.finish_and_clear();
         for usage in store.kek_usage()? {
-            if usage.kek_id != view.kek && store.forget_kek(&usage.kek_id, &actor)? {
-                view.forgotten.push(usage.kek_id);
+            if usage.kek_id == view.kek {
+                continue;
+            }
+            match store.forget_kek(&usage.kek_id, &actor) {
+                Ok(true) => view.forgotten.push(usage.kek_id),
+                // A node has just sealed another key under it.
+                Ok(false) | Err(StoreError::Refused(_)) => {}
+                Err(error) => return Err(error.into()),
             }
         }
         let outcome = if view.left.is_empty() { Outcome::Done } else { Outcome::Interrupted };
@@ -73,7 +93,8 @@ impl Rewrap {
             output::print_line(&format!("nothing needs the KEK {kek} any more"))?;
         }
         for Left { ring, kid, reason } in &view.left {
-            output::print_line(&format!("ring {ring}, key {kid} was left: {reason}"))?;
+            let key = kid.as_ref().map_or(String::new(), |kid| format!(", key {kid}"));
+            output::print_line(&format!("ring {ring}{key} was left: {reason}"))?;
         }
         Ok(outcome)
     }

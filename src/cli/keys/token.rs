@@ -5,7 +5,7 @@ use crate::actors::token_keys::{self, TokenKeysError};
 use crate::app::{self, UsageError};
 use crate::cli::Context;
 use crate::db::{Ring, Store};
-use crate::types::{KeyEvent, KeyId, Kid, Provider};
+use crate::types::{KeyEvent, KeyId, Provider};
 
 /// Generates keys on the ring's token.
 pub(super) fn generate(
@@ -24,19 +24,19 @@ pub(super) fn generate(
     })
 }
 
-/// Wipes on the ring's token, if its keys are on one, what the database calls destroyed already; if that
-/// fails, it is done by asking for the same again.
-pub(super) fn destroy_too(
+/// Wipes on the ring's token, if its keys are on one, what the database calls destroyed, now or from an
+/// earlier time; if that fails, it is done by asking for the same again.
+pub(super) fn wipe_destroyed(
     context: &Context,
+    store: &dyn Store,
     ring: &Ring,
     event: KeyEvent,
-    kids: &[Kid],
 ) -> anyhow::Result<()> {
-    if event != KeyEvent::Destroyed || ring.provider != Provider::Pkcs11 || kids.is_empty() {
+    if event != KeyEvent::Destroyed || ring.provider != Provider::Pkcs11 {
         return Ok(());
     }
     let token = app::open_token(&context.config)?;
-    Ok(kids.iter().try_for_each(|kid| token_keys::destroy(&token, kid))?)
+    Ok(token_keys::wipe_destroyed(store, ring.id, &token)?)
 }
 
 /// Tells of keys on the token that no ring uses. A token that cannot be asked keeps nobody from seeing

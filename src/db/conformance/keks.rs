@@ -1,5 +1,8 @@
 //! KEKs, data keys, and the change from one KEK to another.
 
+use std::sync::Barrier;
+use std::thread;
+
 use super::actions::{RING, add_keys, new_key};
 use super::fixture::Fixture;
 use super::judge::assert_lawful;
@@ -8,6 +11,7 @@ use crate::db::{KekCheck, NewKey, Resealed, SealedKey, Store};
 use crate::types::{DataKeyId, KeyEvent, KeyId, Kid};
 
 on_both! {
+    of_two_first_keks_one_is_the_database_s,
     a_ring_has_one_data_key_for_each_kek,
     a_seal_is_replaced_only_if_it_is_still_the_one_that_was_read,
     keys_of_every_status_but_destroyed_are_resealed,
@@ -40,6 +44,22 @@ fn resealed(id: KeyId, instead_of: u8, blob: u8, data_key: DataKeyId) -> Reseale
     }
 }
 
+fn of_two_first_keks_one_is_the_database_s<F: Fixture>(f: &F) {
+    let begin = Barrier::new(4);
+    let won: u32 = thread::scope(|scope| {
+        let add = |n: u8| {
+            let store = f.open(&format!("node-{n}"));
+            let check = KekCheck { kek_id: format!("kek-{n}"), check_value: vec![n; 32] };
+            begin.wait();
+            u32::from(store.add_first_kek(&check).unwrap())
+        };
+        let added: Vec<_> = (0..4).map(|n| scope.spawn(move || add(n))).collect();
+        added.into_iter().map(|added| added.join().unwrap()).sum()
+    });
+    assert_eq!(won, 1);
+    assert_eq!(f.number("SELECT count(*) AS value FROM keks"), 1);
+}
+
 fn a_ring_has_one_data_key_for_each_kek<F: Fixture>(f: &F) {
     let store = f.open("a");
     add_kek(&*store, "old");
@@ -59,9 +79,9 @@ fn a_seal_is_replaced_only_if_it_is_still_the_one_that_was_read<F: Fixture>(f: &
     add_kek(&*store, "new");
     let data_key = store.add_data_key(RING, "new", &[4; 73]).unwrap().id;
     let tick = store.ring("default").unwrap().tick;
-    assert_eq!(store.reseal_keys(&[resealed(key, 9, 5, data_key)]).unwrap(), 0);
-    assert_eq!(store.reseal_keys(&[resealed(key, 1, 5, data_key)]).unwrap(), 1);
-    assert_eq!(store.reseal_keys(&[resealed(key, 1, 6, data_key)]).unwrap(), 0);
+    assert_eq!(store.reseal_keys(RING, &[resealed(key, 9, 5, data_key)], "test").unwrap(), 0);
+    assert_eq!(store.reseal_keys(RING, &[resealed(key, 1, 5, data_key)], "test").unwrap(), 1);
+    assert_eq!(store.reseal_keys(RING, &[resealed(key, 1, 6, data_key)], "test").unwrap(), 0);
     let row = &store.sealed_keys(RING).unwrap()[0];
     assert_eq!(row.sealed_private_key.as_deref(), Some([5; 73].as_slice()));
     assert_eq!((row.kek_id.as_deref(), row.data_key), (Some("new"), Some(data_key)));
@@ -88,10 +108,10 @@ fn keys_of_every_status_but_destroyed_are_resealed<F: Fixture>(f: &F) {
     assert_eq!(left(0, 2), [1, 2]);
     assert_eq!(left(2, 10), [3, 5]);
     let two = [resealed(KeyId(1), 1, 5, data_key), resealed(KeyId(3), 1, 5, data_key)];
-    assert_eq!(store.reseal_keys(&two).unwrap(), 2);
+    assert_eq!(store.reseal_keys(RING, &two, "test").unwrap(), 2);
     assert_eq!(left(0, 10), [2, 5]);
     // What was destroyed meanwhile does not come back.
-    assert_eq!(store.reseal_keys(&[resealed(KeyId(4), 1, 5, data_key)]).unwrap(), 0);
+    assert_eq!(store.reseal_keys(RING, &[resealed(KeyId(4), 1, 5, data_key)], "test").unwrap(), 0);
     let sealed = "SELECT count(*) AS value FROM keys WHERE id = 4 AND sealed_private_key IS NULL
                   AND kek_id IS NULL AND data_key_id IS NULL";
     assert_eq!(f.number(sealed), 1);
@@ -111,7 +131,7 @@ fn a_kek_is_forgotten_when_nothing_needs_it_and_not_before<F: Fixture>(f: &F) {
     };
     assert_eq!(usage(), [("new".to_owned(), 0, 1), ("old".to_owned(), 1, 1)]);
     assert!(!store.forget_kek("old", "test").unwrap());
-    assert_eq!(store.reseal_keys(&[resealed(key, 1, 5, data_key)]).unwrap(), 1);
+    assert_eq!(store.reseal_keys(RING, &[resealed(key, 1, 5, data_key)], "test").unwrap(), 1);
     assert!(store.forget_kek("old", "test").unwrap());
     assert!(!store.forget_kek("old", "test").unwrap());
     assert_eq!(usage(), [("new".to_owned(), 1, 1)]);

@@ -5,7 +5,7 @@ use actix_web::web::{Data, Path};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::keys::destroy_on_token;
+use super::keys::{check_reach, wipe_destroyed};
 use crate::db::{KeyChange, Store, StoreError};
 use crate::http::Shared;
 use crate::http::auth::{As, KeyAdmin};
@@ -73,6 +73,7 @@ pub(super) async fn change(
         event(&change).ok_or_else(|| Problem::not_found("There is nothing at this path."))?;
     let Reason { reason, force } = body.0.unwrap_or_default();
     check(reason.as_deref(), force, event)?;
+    check_reach(&shared, event)?;
     let kid = Kid(kid);
     let (of, actor) = (kid.clone(), caller.0.actor());
     let ring = shared.ring.id;
@@ -80,10 +81,9 @@ pub(super) async fn change(
         let change = KeyChange { event, actor: &actor, reason: reason.as_deref(), force };
         Ok(store.change_keys(ring, &[of], &change)?.contains(&true))
     });
-    let changed = changed.await?;
-    if event == KeyEvent::Destroyed {
-        destroy_on_token(&shared, vec![kid.clone()]).await?;
-    }
+    let changed = changed.await;
+    wipe_destroyed(&shared, event).await?;
+    let changed = changed?;
     Ok(HttpResponse::Ok().json(Changed { kid: kid.0, status: event.status().as_str(), changed }))
 }
 
@@ -142,6 +142,7 @@ pub(super) async fn change_many(
         Problem::unprocessable("change must be enable, disable, retire or destroy.")
     })?;
     check(reason.as_deref(), force, event)?;
+    check_reach(&shared, event)?;
     if all != kids.is_empty() || kids.len() > MOST_KIDS {
         return Err(Problem::unprocessable(format!(
             "Send kids, at most {MOST_KIDS} of them, or all: true."
@@ -150,30 +151,28 @@ pub(super) async fn change_many(
     if status.is_some() && !all {
         return Err(Problem::unprocessable("status goes with all."));
     }
-    let mut kids: Vec<Kid> = kids.into_iter().map(Kid).collect();
+    let kids: Vec<Kid> = kids.into_iter().map(Kid).collect();
     let (ring, actor) = (shared.ring.id, caller.0.actor());
     let changed = shared.ask(move |store| {
         let change = KeyChange { event, actor: &actor, reason: reason.as_deref(), force };
-        let changed = match all {
-            true => change_all(store, ring, status, &change, &mut kids)?,
-            false => count(&store.change_keys(ring, &kids, &change)?),
-        };
-        Ok((changed, kids))
+        if all {
+            change_all(store, ring, status, &change)
+        } else {
+            Ok(count(&store.change_keys(ring, &kids, &change)?))
+        }
     });
-    let (changed, kids) = changed.await?;
-    if event == KeyEvent::Destroyed {
-        destroy_on_token(&shared, kids).await?;
-    }
+    let changed = changed.await;
+    wipe_destroyed(&shared, event).await?;
+    let changed = changed?;
     Ok(HttpResponse::Ok().json(ManyChanged { changed, status: event.status().as_str() }))
 }
 
-/// Changes every key that it can happen to, in pages, and names them.
+/// Changes every key that it can happen to, in pages.
 fn change_all(
     store: &dyn Store,
     ring: RingId,
     status: Option<KeyStatus>,
     change: &KeyChange<'_>,
-    all: &mut Vec<Kid>,
 ) -> Result<u64, StoreError> {
     let mut changed = 0;
     let mut after = KeyId(0);
@@ -184,7 +183,6 @@ fn change_all(
         let fits = page.into_iter().filter(|key| change.event.may_follow(key.status));
         let kids: Vec<Kid> = fits.map(|key| key.kid).collect();
         changed += count(&store.change_keys(ring, &kids, change)?);
-        all.extend(kids);
     }
 }
 

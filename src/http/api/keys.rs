@@ -21,7 +21,7 @@ use crate::http::{Custody, Shared};
 use crate::keyring::Passphrase;
 use crate::keyring::private::{self, Format, PrivateKeyError};
 use crate::signing::PrivateKey;
-use crate::types::{KeyId, KeyStatus, Kid, RingId};
+use crate::types::{KeyEvent, KeyId, KeyStatus, Kid, Provider, RingId};
 
 /// How many keys one request makes, at the most: they are one transaction under the ring's lock, which
 /// must end well within a lease.
@@ -315,20 +315,28 @@ fn key_of(store: &dyn Store, ring: RingId, kid: &Kid) -> Result<Key, StoreError>
     }
 }
 
-/// Wipes on the token what the database calls destroyed already; if that fails, it is done by asking
-/// for the same again.
-pub(super) async fn destroy_on_token(shared: &Shared, kids: Vec<Kid>) -> Result<(), Problem> {
-    let Some(Custody::Token(token)) = shared.signing.as_ref().map(|signing| &signing.custody)
-    else {
+/// Refuses a change that this node cannot make: keys on a token are destroyed where the token is.
+pub(super) fn check_reach(shared: &Shared, event: KeyEvent) -> Result<(), Problem> {
+    let on_token = shared.ring.provider == Provider::Pkcs11;
+    if event == KeyEvent::Destroyed && on_token && shared.signing.is_none() {
+        return Err(Problem::conflict(
+            "The keys of this ring are on a token, which this node does not have: ask a node that signs.",
+        ));
+    }
+    Ok(())
+}
+
+/// Wipes on the token what the database calls destroyed, now or from an earlier time; if that fails, it
+/// is done by asking for the same again.
+pub(super) async fn wipe_destroyed(shared: &Shared, event: KeyEvent) -> Result<(), Problem> {
+    let custody = shared.signing.as_ref().map(|signing| signing.custody.clone());
+    let (KeyEvent::Destroyed, Some(Custody::Token(token))) = (event, custody) else {
         return Ok(());
     };
-    let token = token.clone();
-    off_thread(move || {
-        let mut destroyed = kids.iter().map(|kid| token_keys::destroy(&token, kid));
-        Ok(destroyed.try_for_each(|done| done).map_err(TokenKeysError::from))
-    })
-    .await?
-    .map_err(not_made_on_token)
+    let (store, ring) = (Arc::clone(&shared.store), shared.ring.id);
+    off_thread(move || Ok(token_keys::wipe_destroyed(store.as_ref(), ring, &token)))
+        .await?
+        .map_err(not_made_on_token)
 }
 
 fn not_made_on_token(error: TokenKeysError) -> Problem {

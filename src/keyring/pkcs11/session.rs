@@ -55,15 +55,13 @@ impl TokenSession {
     ) -> Result<Vec<Signature>, TokenError> {
         let mut signatures = Vec::with_capacity(records.len());
         let mut tries = 0;
-        let mut proven = false;
         while let Some(record) = records.get(signatures.len()) {
             if !may_go_on() {
                 return Err(TokenError::PastDeadline);
             }
-            match self.sign_one(key, &record.payload, proven) {
+            match self.sign_one(key, &record.payload) {
                 Ok(signature) => {
                     signatures.push(signature);
-                    proven = true;
                     continue;
                 }
                 Err(failure @ Failure::Final(_)) => {
@@ -72,7 +70,7 @@ impl TokenSession {
                 }
                 Err(failure) => {
                     tries += 1;
-                    proven = false;
+                    self.forget(key);
                     match (tries, self.open.take()) {
                         // The token may be well, and only the session lost.
                         (1, Some(open)) => self.close(open),
@@ -88,12 +86,7 @@ impl TokenSession {
         Ok(signatures)
     }
 
-    fn sign_one(
-        &mut self,
-        key: &TokenKeyRef,
-        payload: &[u8],
-        proven: bool,
-    ) -> Result<Signature, Failure> {
+    fn sign_one(&mut self, key: &TokenKeyRef, payload: &[u8]) -> Result<Signature, Failure> {
         // A guard of its own lifetime, since the session below is a part of `self`.
         let token = self.token.clone();
         let gate = token.enter();
@@ -102,13 +95,9 @@ impl TokenSession {
             Err(lost) => return Err(Failure::Lost(lost.error.to_string())),
         };
         let open = Self::open(&mut self.open, &token, &gate, link)?;
-        let handle = match open.keys.get(&key.kid) {
-            Some(handle) => *handle,
-            None => {
-                let handle = look_up(&token, &gate.module, link, &open.session, key)?;
-                open.keys.insert(key.kid.clone(), handle);
-                handle
-            }
+        let (handle, is_proven) = match open.keys.get(&key.kid) {
+            Some(handle) => (*handle, true),
+            None => (look_up(&token, &gate.module, link, &open.session, key)?, false),
         };
         let mechanism = Mechanism::Eddsa(EddsaParams::new(EddsaSignatureScheme::Pure));
         let bytes = open.session.sign(&mechanism, handle, payload).map_err(token.failure())?;
@@ -116,8 +105,12 @@ impl TokenSession {
             let reason = format!("it gave a signature of {} bytes", bytes.len());
             Failure::Final(TokenError::Refused { label: token.label().to_owned(), reason })
         })?;
-        if !proven && verify_one(&key.public_key, payload, &signature).is_err() {
-            return Err(wrong(&token, key, "its signature does not verify"));
+        if !is_proven {
+            // Whatever session and token this handle is of: its first signature shows whose it is.
+            if verify_one(&key.public_key, payload, &signature).is_err() {
+                return Err(wrong(&token, key, "its signature does not verify"));
+            }
+            open.keys.insert(key.kid.clone(), handle);
         }
         Ok(signature)
     }
