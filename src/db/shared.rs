@@ -1,8 +1,7 @@
 //! What both databases are asked in the same words: the [`Session`] seam and the reads over it.
 //!
-//! The protocol's writing transactions are not here. They differ in their locks, and stand in
-//! `postgres.rs` and `sqlite.rs`. Parameters appear in the order of their numbers, because SQLite
-//! numbers `$1`, `$2` by first appearance.
+//! The protocol's writing transactions differ in their locks, and stand in `postgres.rs` and `sqlite.rs`.
+//! SQLite numbers `$1`, `$2` by first appearance, so parameters appear in the order of their numbers.
 
 use diesel::pg::{Pg, PgConnection};
 use diesel::sql_types::{BigInt, Binary, Text};
@@ -92,13 +91,13 @@ pub(super) trait Session {
     /// would keep a snapshot open for too long; `None` if that harms nobody.
     const SEARCH_PAGE: Option<i64>;
 
-    /// What keeps others from adding a KEK until the transaction ends, where it does not do so by itself.
+    /// What keeps others from adding a KEK, where the transaction itself does not.
     const LOCK_KEKS: Option<&'static str>;
 
     /// The instant at which a statement runs, by the database's clock, as an SQL expression.
     const NOW: &'static str;
 
-    /// What makes a SELECT lock its rows, where the transaction itself is not every lock.
+    /// What makes a SELECT lock its rows, where the transaction does not.
     const FOR_UPDATE: &'static str;
 
     /// As [`Session::FOR_UPDATE`], of the rows of `key_uses u` alone.

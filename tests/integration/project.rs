@@ -246,7 +246,19 @@ fn both_databases_have_the_same_columns_and_indexes() {
 fn a_schema_can_be_taken_down_and_built_again() {
     for (folder, site) in [("postgres", Site::postgres()), ("sqlite", Site::sqlite())] {
         let site = site.with(2, 10);
-        for down in files_of(&format!("migrations/{folder}"), "/down.sql").iter().rev() {
+        let downs = files_of(&format!("migrations/{folder}"), "/down.sql");
+        // What would lose keys is refused.
+        let sealed = downs
+            .iter()
+            .find(|down| down.display().to_string().contains("create_data_keys"))
+            .unwrap();
+        let refused = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            site.database.execute(&read(sealed));
+        }));
+        assert!(refused.is_err(), "keys were lost on {folder}");
+        assert_eq!(site.database.number("SELECT count(*) AS value FROM data_keys"), 1);
+        site.run(&["keys", "destroy", "--all", "--yes"]).expect_code(0);
+        for down in downs.iter().rev() {
             site.database.execute(&read(down));
         }
         site.database.execute("DELETE FROM __diesel_schema_migrations");
