@@ -161,6 +161,9 @@ fn keys_of_a_token_are_made_and_destroyed_over_http_and_none_is_taken_in(site: S
         let (status, said) = ready();
         status == 503 && said.contains("does not sign")
     });
+    // A checkout that was under way when the token failed comes to its end.
+    wait_for_reports(&served.site, 1);
+    wait_until("nothing is in hand", || served.site.open_uses() == 0);
     // Records that arrive wake nobody: a checkout in vain would cost ticks each time.
     let database = &served.site.database;
     let tick = || database.number("SELECT tick AS value FROM rings WHERE name = 'hsm'");
