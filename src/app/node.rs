@@ -293,6 +293,17 @@ impl Node {
             let _ = ring.key_manager.send(Stop).await;
             let _ = ring.writer.send(Stop).await;
         }
+        for ring in &self.rings {
+            if let Custody::Token(token) = &ring.custody {
+                let token = token.clone();
+                let shut_down = off_thread(move || {
+                    token.shut_down();
+                    Ok(())
+                });
+                // A module that hangs keeps no process from its end.
+                let _ = tokio::time::timeout(Duration::from_secs(2), shut_down).await;
+            }
+        }
         let last = self.reports.last(in_flight);
         if let Err(error) = off_thread(move || self.store.report(&last)).await {
             tracing::debug!(%error, "could not write down that the node has stopped");

@@ -171,6 +171,21 @@ impl Token {
         self.0.gate.write().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Ends the use of the module for good: no thread calls it afterwards, while the process ends and the
+    /// module's own statics go.
+    pub fn shut_down(&self) {
+        let mut gate = self.enter_alone();
+        // Whatever it says to that, nobody asks it again.
+        let _ = gate.module.clone().finalize();
+        gate.epoch += 1;
+        gate.pin_was_refused = true;
+        let error = TokenError::Unavailable {
+            label: self.label().to_owned(),
+            reason: "this process ends".to_owned(),
+        };
+        gate.link = Err(Lost { since: Instant::now(), error });
+    }
+
     /// Initializes the module anew and logs in, unless somebody has done so since `epoch`, or did so in
     /// vain just now.
     fn reopen(&self, epoch: u64) -> Result<(), TokenError> {
