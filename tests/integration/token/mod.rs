@@ -178,6 +178,9 @@ fn keys_of_a_token_are_made_and_destroyed_over_http_and_none_is_taken_in(site: S
     fs::rename(&away, &tokens).unwrap();
     served.get(&format!("/v1/records/{late}/signature?wait=60")).expect(200);
     wait_until("the service is ready again", || ready().0 == 200);
+    wait_until("all is signed, and no key in use", || {
+        served.site.signatures() == 6 && served.site.open_uses() == 0
+    });
     let destroyed = served.order(&format!("/v1/keys/{}/destroy", kid(0))).expect(200);
     assert_eq!(destroyed["status"], "destroyed");
     let site = served.stop();
