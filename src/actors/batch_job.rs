@@ -164,7 +164,7 @@ async fn take_to_its_end(stations: Stations, checkout: Checkout) -> BatchEnd {
         Err(Failure::Batch(reason)) => give_up(&stations, &checkout, records, reason, true).await,
         Err(Failure::Node(reason)) => give_up(&stations, &checkout, records, reason, false).await,
         Err(Failure::Faulty { reason, record, signatures }) => {
-            let kid = jwk::kid(&checkout.public_key);
+            let kid = jwk::kid(&checkout.key.public_key());
             tracing::error!(
                 %kid, %record, signatures, "made signatures that do not verify; none is stored"
             );
@@ -271,7 +271,6 @@ async fn sign(
             let later = rest.split_off(rest.len().min(most_at_a_time(&checkout.key)));
             let message = SignBatch {
                 key: checkout.key.clone(),
-                public_key: checkout.public_key,
                 deadline: checkout.deadline.clone(),
                 records: std::mem::replace(&mut rest, later),
             };

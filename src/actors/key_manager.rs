@@ -12,7 +12,8 @@ use std::time::Duration;
 use actix::prelude::*;
 use tokio::sync::Mutex as Turns;
 
-use super::key_set::{KeyPair, KeySet, KeySetError};
+use super::key_handle::KeyHandle;
+use super::key_set::{KeySet, KeySetError};
 use super::messages::{CheckOut, Checkout, Granted, Observe, Return, ReturnKey, Stop};
 use super::off_thread;
 use super::outage::Outages;
@@ -287,8 +288,7 @@ impl KeyManager {
             let deadline = Deadline::new(until);
             let key_use = batch.key_use;
             self.open.insert(key_use.fence, OpenCheckout { key_use, deadline: deadline.clone() });
-            let KeyPair { handle, public_key } = key;
-            granted.checkouts.push(Checkout { batch, key: handle, public_key, deadline });
+            granted.checkouts.push(Checkout { batch, key, deadline });
         }
         self.snapshot.checked_out += granted.checkouts.len() as u64;
         self.snapshot.damaged_keys += claimed.damaged;
@@ -388,7 +388,7 @@ impl LostCheckouts {
 /// Batches with their keys, as claimed in the database.
 struct Claimed {
     sent_at: Duration,
-    batches: Vec<(ClaimedBatch, KeyPair)>,
+    batches: Vec<(ClaimedBatch, KeyHandle)>,
     shortage: Option<Shortage>,
     damaged: u64,
     /// Uses without a key could not be given up.

@@ -13,7 +13,7 @@ use crate::types::{DataKeyId, KeyEvent, KeyId, Kid, RingId};
 
 /// Unsealed private keys; each is wiped when the last use of it ends after it left the set.
 pub struct KeySet {
-    keys: HashMap<KeyId, KeyPair>,
+    keys: HashMap<KeyId, KeyHandle>,
     home: Home,
 }
 
@@ -23,15 +23,6 @@ enum Home {
     Database(Unsealer),
     /// A token: the set holds their names.
     Token { store: Arc<dyn Store>, ring: RingId },
-}
-
-/// A key as it signs, and as its signatures are verified.
-#[derive(Clone, Debug)]
-pub struct KeyPair {
-    /// The private half, or its name on the token; shared by all who sign with it.
-    pub handle: KeyHandle,
-    /// The public half, which is the one that the database has.
-    pub public_key: PublicKey,
 }
 
 /// An active key that does not unseal under the KEK that sealed it; it has been disabled.
@@ -171,19 +162,18 @@ impl KeySet {
         }
     }
 
-    fn open(&mut self, row: &SealedKeyRow) -> Result<KeyPair, Sealed> {
+    fn open(&mut self, row: &SealedKeyRow) -> Result<KeyHandle, Sealed> {
         match &mut self.home {
             Home::Database(unsealer) => {
                 let private_key = unsealer.unseal(row)?;
-                let public_key = private_key.public_key();
-                Ok(KeyPair { handle: KeyHandle::Software(Arc::new(private_key)), public_key })
+                Ok(KeyHandle::Software(Arc::new(private_key)))
             }
             Home::Token { .. } => {
                 let public_key = PublicKey::from_bytes(&row.public_key).map_err(|error| {
                     Sealed::Damaged(format!("key {}: public key: {error}", row.kid))
                 })?;
                 let key = TokenKeyRef { kid: row.kid.clone(), public_key };
-                Ok(KeyPair { handle: KeyHandle::Token(Arc::new(key)), public_key })
+                Ok(KeyHandle::Token(Arc::new(key)))
             }
         }
     }
@@ -202,7 +192,7 @@ impl KeySet {
 
     /// A key.
     #[must_use]
-    pub fn key(&self, id: KeyId) -> Option<KeyPair> {
+    pub fn key(&self, id: KeyId) -> Option<KeyHandle> {
         self.keys.get(&id).cloned()
     }
 

@@ -8,7 +8,7 @@ use actix::Message;
 use super::key_handle::KeyHandle;
 use crate::clock::Deadline;
 use crate::db::{ClaimedBatch, KeyUse, Shortage, SignedBatch, StoreError};
-use crate::signing::{PublicKey, Signature};
+use crate::signing::Signature;
 use crate::types::{BatchRange, Outcome, Position, Record, RecordId, RingId};
 
 /// To the KeyManager: check out up to so many batches, each with the least recently used key.
@@ -35,8 +35,6 @@ pub struct Checkout {
     pub batch: ClaimedBatch,
     /// The key, shared with the KeyManager and nobody else.
     pub key: KeyHandle,
-    /// Its public half, as the database has it.
-    pub public_key: PublicKey,
     /// No signature starts after it; renewals move it on.
     pub deadline: Deadline,
 }
@@ -83,8 +81,6 @@ pub struct LoadBatch {
 pub struct SignBatch {
     /// The key.
     pub key: KeyHandle,
-    /// Its public half, as the database has it.
-    pub public_key: PublicKey,
     /// When to stop.
     pub deadline: Deadline,
     /// A batch, or a slice of one.

@@ -63,7 +63,7 @@ impl Handler<SignBatch> for Signer {
     type Result = Result<Vec<(RecordId, Signature)>, SignFailure>;
 
     fn handle(&mut self, message: SignBatch, _: &mut Self::Context) -> Self::Result {
-        let SignBatch { key, public_key, deadline, records } = message;
+        let SignBatch { key, deadline, records } = message;
         let mut may_go_on = || !deadline.has_passed(self.clock.as_ref());
         // A panic would end this thread, and actix never replaces it.
         let signed = catch_unwind(AssertUnwindSafe(|| {
@@ -84,7 +84,7 @@ impl Handler<SignBatch> for Signer {
             reach("signer", "signed");
             let signatures = signed?;
             if self.verify {
-                verify(&public_key, &records, &signatures)?;
+                verify(&key.public_key(), &records, &signatures)?;
             }
             Ok::<_, SignFailure>(signatures)
         }));

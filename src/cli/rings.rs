@@ -89,28 +89,17 @@ struct RingView {
     provider: Provider,
     paused: bool,
     tick: i64,
-    keys: KeysView,
-}
-
-#[derive(serde::Serialize)]
-struct KeysView {
-    active: u64,
-    in_use: u64,
-    disabled: u64,
-    retired: u64,
-    destroyed: u64,
+    keys: KeyCounts,
 }
 
 impl RingView {
     fn of(ring: Ring, store: &dyn crate::db::Store) -> anyhow::Result<RingView> {
-        let KeyCounts { active, in_use, disabled, retired, destroyed } =
-            store.key_counts(ring.id)?;
         Ok(RingView {
+            keys: store.key_counts(ring.id)?,
             name: ring.name,
             provider: ring.provider,
             paused: ring.paused,
             tick: ring.tick.0,
-            keys: KeysView { active, in_use, disabled, retired, destroyed },
         })
     }
 }

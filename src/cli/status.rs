@@ -6,8 +6,8 @@ use serde::Serialize;
 
 use super::{Context, Outcome, output};
 use crate::app::MissingDatabase;
-use crate::db::{Blocker, Node, Progress, Remaining, Store, migrate};
-use crate::types::{KeyStatus, NodeId, NodeState, Timestamp};
+use crate::db::{Blocker, KeyCounts, Node, Progress, Remaining, Store, migrate};
+use crate::types::{NodeId, NodeState, Timestamp};
 
 /// Show where every ring stands
 #[derive(clap::Args)]
@@ -36,7 +36,7 @@ struct RingView {
     tick: i64,
     records: RecordsView,
     batches: BatchesView,
-    keys: KeysView,
+    keys: KeyCounts,
 }
 
 #[derive(Serialize)]
@@ -53,15 +53,6 @@ struct BatchesView {
     retry: u64,
     stored: u64,
     quarantined: u64,
-}
-
-#[derive(Default, Serialize)]
-struct KeysView {
-    active: u64,
-    in_use: u64,
-    disabled: u64,
-    retired: u64,
-    destroyed: u64,
 }
 
 #[derive(Serialize)]
@@ -110,16 +101,7 @@ fn look(store: &dyn Store, database: String) -> anyhow::Result<StatusView> {
     for ring in store.rings()? {
         let progress = store.progress(ring.id)?;
         let remaining = store.remaining(ring.id)?;
-        let mut keys = KeysView::default();
-        for key in store.keys(ring.id)? {
-            keys.in_use += u64::from(key.in_use);
-            match key.status {
-                KeyStatus::Active => keys.active += 1,
-                KeyStatus::Disabled => keys.disabled += 1,
-                KeyStatus::Retired => keys.retired += 1,
-                KeyStatus::Destroyed => keys.destroyed += 1,
-            }
-        }
+        let keys = store.key_counts(ring.id)?;
         rings.push(ring_view(ring.name, progress, remaining, keys));
     }
     let open_uses = store.open_uses()?;
@@ -168,7 +150,7 @@ impl From<Node> for NodeView {
     }
 }
 
-fn ring_view(name: String, progress: Progress, remaining: Remaining, keys: KeysView) -> RingView {
+fn ring_view(name: String, progress: Progress, remaining: Remaining, keys: KeyCounts) -> RingView {
     let Remaining { records, unsigned, quarantined, .. } = remaining;
     RingView {
         name,
@@ -220,7 +202,7 @@ fn print(status: &StatusView) -> anyhow::Result<()> {
             count(retry),
             count(quarantined)
         ))?;
-        let KeysView { active, in_use, disabled, retired, destroyed } = ring.keys;
+        let KeyCounts { active, in_use, disabled, retired, destroyed } = ring.keys;
         output::print_line(&format!(
             "  keys     {} active ({} in use), {} disabled, {} retired, {} destroyed",
             count(active),

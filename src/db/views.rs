@@ -208,7 +208,7 @@ pub struct BatchView {
 }
 
 /// The keys of a ring in numbers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct KeyCounts {
     /// Keys that sign.
     pub active: u64,

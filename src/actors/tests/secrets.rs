@@ -5,7 +5,6 @@ use std::sync::Arc;
 use zeroize::Zeroizing;
 
 use crate::actors::key_handle::KeyHandle;
-use crate::actors::key_set::KeyPair;
 use crate::actors::messages::{Checkout, Granted, SignBatch, SignFailure};
 use crate::clock::Deadline;
 use crate::config::{Config, DatabaseUrl};
@@ -21,7 +20,6 @@ const WRITTEN: [&str; 5] = ["167, 167", "a7a7", "A7A7", "a7, a7", "p6en"];
 #[test]
 fn nothing_that_carries_a_private_key_shows_it() {
     let key = Arc::new(PrivateKey::from_seed(Zeroizing::new([BYTE; 32])));
-    let public_key = key.public_key();
     let deadline = Deadline::new(std::time::Duration::ZERO);
     let key_use =
         KeyUse { ring: RingId(1), fence: Fence(Tick(1)), batch: BatchId(1), key: KeyId(1) };
@@ -29,16 +27,11 @@ fn nothing_that_carries_a_private_key_shows_it() {
     let checkout = Checkout {
         batch: ClaimedBatch { key_use, range, attempts: 0 },
         key: KeyHandle::Software(Arc::clone(&key)),
-        public_key,
         deadline: deadline.clone(),
     };
-    let pair = KeyPair { handle: KeyHandle::Software(Arc::clone(&key)), public_key };
-    let message = SignBatch {
-        key: KeyHandle::Software(Arc::clone(&key)),
-        public_key,
-        deadline,
-        records: Vec::new(),
-    };
+    let handle = KeyHandle::Software(Arc::clone(&key));
+    let message =
+        SignBatch { key: KeyHandle::Software(Arc::clone(&key)), deadline, records: Vec::new() };
     let granted = Granted { checkouts: vec![checkout.clone()], shortage: None };
     let failure = SignFailure::Faulty { record: RecordId(1), signatures: 1 };
     let mut config = Config::default();
@@ -50,7 +43,7 @@ fn nothing_that_carries_a_private_key_shows_it() {
     let shown: Vec<String> = [
         &key as &dyn std::fmt::Debug,
         &checkout,
-        &pair,
+        &handle,
         &message,
         &granted,
         &failure,
