@@ -17,6 +17,8 @@ on_both_databases! {
     a_token_that_goes_away_is_waited_for_and_quarantines_nothing,
     what_is_wrong_with_a_token_is_named_and_a_wrong_pin_does_not_lock_it,
     keys_of_a_token_are_made_and_destroyed_over_http_and_none_is_taken_in,
+    what_is_called_destroyed_is_wiped_on_the_token_by_asking_again,
+    a_node_without_the_token_destroys_none_of_its_keys,
 }
 
 fn records_are_signed_by_keys_that_a_token_made_and_keeps(site: Site) {
@@ -192,4 +194,35 @@ fn keys_of_a_token_are_made_and_destroyed_over_http_and_none_is_taken_in(site: S
         .execute(&format!("UPDATE keys SET status = 'destroyed' WHERE kid = '{}'", kid(1)));
     let list = site.run(&["keys", "list"]).expect_code(0).expect_stderr("no ring uses");
     assert!(list.stderr.contains(&kid(1)) && !list.stderr.contains(&kid(0)), "{list}");
+}
+
+fn what_is_called_destroyed_is_wiped_on_the_token_by_asking_again(site: Site) {
+    let site = softhsm::with_token(site);
+    site.run(&["keys", "generate", "--count", "3"]).expect_code(0);
+    let (tokens, away) = (site.path("tokens"), site.path("away"));
+    fs::rename(&tokens, &away).unwrap();
+    let destroy = ["keys", "destroy", "--all", "--yes"];
+    // The rows are changed, and the token cannot be asked.
+    assert_ne!(site.run(&destroy).code, Some(0));
+    let destroyed = "SELECT count(*) AS value FROM keys WHERE status = 'destroyed'";
+    assert_eq!(site.database.number(destroyed), 3);
+    fs::rename(&away, &tokens).unwrap();
+    site.run(&["keys", "list"]).expect_code(0).expect_stderr("no ring uses");
+    site.run(&destroy).expect_code(0);
+    let list = site.run(&["keys", "list"]).expect_code(0);
+    assert!(!list.stderr.contains("no ring uses"), "{list}");
+}
+
+fn a_node_without_the_token_destroys_none_of_its_keys(site: Site) {
+    let site = softhsm::with_token(site);
+    site.run(&["keys", "generate", "--count", "1"]).expect_code(0);
+    let served = Served::start_with(site, &["serve", "--no-signing"]);
+    let kid = served.get("/v1/keys").expect(200)["items"][0]["kid"].as_str().unwrap().to_owned();
+    let refused = served.order(&format!("/v1/keys/{kid}/destroy"));
+    refused.expect_problem(409, "which this node does not have");
+    let all = json!({"change": "destroy", "all": true});
+    served.post("/v1/keys/change", &all).expect_problem(409, "which this node does not have");
+    assert_eq!(served.get(&format!("/v1/keys/{kid}")).expect(200)["status"], "active");
+    assert_eq!(served.order(&format!("/v1/keys/{kid}/disable")).expect(200)["changed"], true);
+    served.stop();
 }
