@@ -141,7 +141,7 @@ impl Default for SigningConfig {
             signers: Auto::Auto,
             loaders: Auto::Auto,
             writers: 1,
-            engine: EngineName::Dalek,
+            engine: EngineName::AwsLc,
             max_in_flight: Auto::Auto,
             max_in_flight_bytes: 64 * 1024 * 1024,
             slice_bytes: 8 * 1024 * 1024,
@@ -397,8 +397,10 @@ pub enum VerifyBeforeStore {
 
 /// The name of an implementation of Ed25519.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub enum EngineName {
+    /// AWS-LC, through the crate `aws-lc-rs`.
+    AwsLc,
     /// The crate `ed25519-dalek`.
     Dalek,
 }
@@ -408,6 +410,7 @@ impl EngineName {
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
+            EngineName::AwsLc => "aws_lc",
             EngineName::Dalek => "dalek",
         }
     }

@@ -146,6 +146,7 @@ fn start_signers(
 ) -> Addr<Signer> {
     let clock = Arc::clone(clock);
     let engine = match config.signing.engine {
+        EngineName::AwsLc => Engine::AwsLc,
         EngineName::Dalek => Engine::Dalek,
     };
     let verify = config.signing.verify_before_store == VerifyBeforeStore::Batch;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
+use indicatif::ProgressBar;
 
 use super::{Context, Outcome, SigningFlags, output};
 use crate::actors::supervisor::Finished;
@@ -210,7 +211,12 @@ pub(super) fn sign(
     let store = Arc::clone(&database.store);
     // Another process may have signed until the lock was free.
     let at_start = app::ask_database(config, || store.rings())?;
-    let before = Before::of(context, database, rings)?;
+    let bar = output::record_bar("signing", 0);
+    let mut before = Before::default();
+    if !bar.is_hidden() {
+        before = Before::of(context, database, rings)?;
+        bar.set_length(before.unsettled);
+    }
     let begin = Instant::now();
     let parts = NodeParts {
         store: Arc::clone(&store),
@@ -224,7 +230,7 @@ pub(super) fn sign(
     let watched: Vec<RingId> = rings.iter().map(|ring| ring.id).collect();
     let (ends, snapshots) = actix::System::new().block_on(async move {
         let mut node = Node::start(parts)?;
-        let ends = watch(&mut node, &store, watched, before, lease).await?;
+        let ends = watch(&mut node, &store, watched, before, bar, lease).await?;
         let snapshots = node.observe().await;
         node.stop().await;
         anyhow::Ok((ends, snapshots))
@@ -250,7 +256,7 @@ pub(super) fn sign(
 }
 
 /// How many records were settled before a node began, signed or in quarantine, and how many were not.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct Before {
     settled: u64,
     unsettled: u64,
@@ -282,10 +288,10 @@ async fn watch(
     store: &Arc<dyn Store>,
     rings: Vec<RingId>,
     before: Before,
+    bar: ProgressBar,
     lease: Duration,
 ) -> anyhow::Result<Vec<RingEnd>> {
     let mut signals = Signals::listen()?;
-    let bar = output::record_bar("signing", before.unsettled);
     let mut ticker = tokio::time::interval(Duration::from_millis(250));
     let ends = loop {
         tokio::select! {

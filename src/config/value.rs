@@ -248,7 +248,8 @@ pub(super) fn log_format<'de, D: Deserializer<'de>>(from: D) -> Result<LogFormat
 
 /// An implementation of Ed25519.
 pub(super) fn engine<'de, D: Deserializer<'de>>(from: D) -> Result<EngineName, D::Error> {
-    checked(from, "\"dalek\"", |word| match word {
+    checked(from, "\"aws_lc\" or \"dalek\"", |word| match word {
+        "aws_lc" => Some(EngineName::AwsLc),
         "dalek" => Some(EngineName::Dalek),
         _ => None,
     })

@@ -22,6 +22,7 @@ mod schema;
 mod seen;
 mod shared;
 mod sqlite;
+mod statement;
 mod values;
 mod views;
 mod watch;
@@ -150,7 +151,7 @@ pub trait Store: Send + Sync + 'static {
     /// The keys of a ring, in order of id, with what can be read cheaply.
     fn glance_at_keys(&self, ring: RingId) -> Result<Vec<KeyGlance>, StoreError>;
 
-    /// The truth about what is left, by looking at every record.
+    /// The truth about what is left: every record is counted, and if any could be left, looked at.
     fn remaining(&self, ring: RingId) -> Result<Remaining, StoreError>;
 
     /// How many records the ring has, signed or not.

@@ -89,8 +89,10 @@ impl PgStore {
         };
         let mut attempt = 1;
         loop {
-            let mut connection = self.pool.connection()?;
-            let error = match PgConnection::transaction(&mut connection, &mut steps) {
+            let mut pooled = self.pool.connection()?;
+            let done = PgConnection::transaction(&mut pooled.connection, &mut steps);
+            pooled.note(&done);
+            let error = match done {
                 Ok(value) => return shared::committed(step, value),
                 Err(TxError::Store(error)) => return Err(error),
                 Err(TxError::Diesel(error)) => classify(error),
@@ -117,13 +119,28 @@ impl PgStore {
         checked
     }
 
+    /// As [`PgStore::read`], for what goes through whole tables: see the settings of a session.
+    fn read_much<T>(
+        &self,
+        body: impl FnOnce(&mut PgConnection) -> TxResult<T>,
+    ) -> Result<T, StoreError> {
+        self.read(|c| {
+            c.batch_execute("SET enable_seqscan = on")?;
+            let done = body(c);
+            c.batch_execute("SET enable_seqscan = off")?;
+            done
+        })
+    }
+
     /// Runs reads that need no transaction around them.
     pub(super) fn read<T>(
         &self,
         body: impl FnOnce(&mut PgConnection) -> TxResult<T>,
     ) -> Result<T, StoreError> {
-        let mut connection = self.pool.connection()?;
-        body(&mut connection).map_err(|error| match error {
+        let mut pooled = self.pool.connection()?;
+        let done = body(&mut pooled.connection);
+        pooled.note(&done);
+        done.map_err(|error| match error {
             TxError::Store(error) => error,
             TxError::Diesel(error) => classify(error),
         })
@@ -183,7 +200,7 @@ impl Store for PgStore {
 
     fn sweep(&self, ring: RingId) -> Result<u64, StoreError> {
         let cursor = self.read(|c| Ok(protocol::ring_cursor(c, ring)?))?;
-        let strays = self.read(|c| shared::strays(c, ring, cursor))?;
+        let strays = self.read_much(|c| shared::strays(c, ring, cursor))?;
         if strays.is_empty() {
             return Ok(0);
         }

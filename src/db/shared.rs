@@ -4,14 +4,15 @@
 //! SQLite numbers `$1`, `$2` by first appearance, so parameters appear in the order of their numbers.
 
 use diesel::pg::{Pg, PgConnection};
-use diesel::sql_types::{BigInt, Binary, Text};
 use diesel::sqlite::{Sqlite, SqliteConnection};
-use diesel::{QueryResult, QueryableByName, RunQueryDsl, sql_query};
+use diesel::{QueryResult, QueryableByName, RunQueryDsl};
 
 use super::models::{
     BatchKeyRow, BatchRow, EventRow, FlagRow, MembershipRow, NumberRow, PositionRow, RemainingRow,
     RingRow, SignedRow, StateRow, UseRow,
 };
+pub(super) use super::statement::Bind;
+use super::statement::Statement;
 use super::{
     Batch, BatchKey, CheckOut, Membership, OpenUse, Progress, Remaining, Ring, Shortage,
     SignedRecord, StoreError,
@@ -64,16 +65,6 @@ pub(super) fn step_of(outcome: Outcome) -> &'static str {
     }
 }
 
-/// A parameter of a query.
-pub(super) enum Bind<'a> {
-    Int(i64),
-    Text(&'a str),
-    OptionalText(Option<&'a str>),
-    OptionalInt(Option<i64>),
-    OptionalBytes(Option<&'a [u8]>),
-    Bytes(&'a [u8]),
-}
-
 /// A row that either database can return.
 pub(super) trait Row: QueryableByName<Pg> + QueryableByName<Sqlite> + 'static {}
 
@@ -90,6 +81,9 @@ pub(super) trait Session {
     /// How many records a search through all of them looks at in one statement, where a long one
     /// would keep a snapshot open for too long; `None` if that harms nobody.
     const SEARCH_PAGE: Option<i64>;
+
+    /// About how many records there are, as a query for a number; negative if nobody knows.
+    const RECORDS_ESTIMATE: &'static str;
 
     /// What keeps others from adding a KEK, where the transaction itself does not.
     const LOCK_KEKS: Option<&'static str>;
@@ -121,9 +115,25 @@ pub(super) trait Session {
     /// Runs a statement; the number of rows that it changed.
     fn run(&mut self, statement: &str, binds: &[Bind<'_>]) -> QueryResult<usize>;
 
+    /// As [`Session::rows`], with a query that this connection keeps: see [`Statement::prepared`].
+    fn prepared_rows<R: Row>(&mut self, query: &str, binds: &[Bind<'_>]) -> QueryResult<Vec<R>>;
+
+    /// As [`Session::run`], with a statement that this connection keeps: see [`Statement::prepared`].
+    fn run_prepared(&mut self, statement: &str, binds: &[Bind<'_>]) -> QueryResult<usize>;
+
     /// The one row that a query returns.
     fn row<R: Row>(&mut self, query: &str, binds: &[Bind<'_>]) -> QueryResult<R> {
         self.rows(query, binds)?.pop().ok_or(diesel::result::Error::NotFound)
+    }
+
+    /// As [`Session::row`], with a query that this connection keeps.
+    fn prepared_row<R: Row>(&mut self, query: &str, binds: &[Bind<'_>]) -> QueryResult<R> {
+        self.prepared_rows(query, binds)?.pop().ok_or(diesel::result::Error::NotFound)
+    }
+
+    /// As [`Session::number`], with a query that this connection keeps.
+    fn prepared_number(&mut self, query: &str, binds: &[Bind<'_>]) -> QueryResult<i64> {
+        Ok(self.prepared_row::<NumberRow>(query, binds)?.value)
     }
 
     /// The one number, named `value`, that a query returns.
@@ -133,11 +143,12 @@ pub(super) trait Session {
 }
 
 macro_rules! session {
-    ($connection:ty, $backend:ty, $classify:path, $now:literal, $later:literal, $for_update:literal, $of_uses:literal, $skip_locked:literal, $micros:literal, $has_versions:literal, $next_key_id:literal, $search_page:expr, $lock_keks:expr) => {
+    ($connection:ty, $classify:path, $now:literal, $later:literal, $for_update:literal, $of_uses:literal, $skip_locked:literal, $micros:literal, $has_versions:literal, $next_key_id:literal, $search_page:expr, $records_estimate:literal, $lock_keks:expr) => {
         impl Session for $connection {
             const HAS_VERSIONS: &'static str = $has_versions;
             const NEXT_KEY_ID: &'static str = $next_key_id;
             const SEARCH_PAGE: Option<i64> = $search_page;
+            const RECORDS_ESTIMATE: &'static str = $records_estimate;
             const LOCK_KEKS: Option<&'static str> = $lock_keks;
             const NOW: &'static str = $now;
             const FOR_UPDATE: &'static str = $for_update;
@@ -157,42 +168,30 @@ macro_rules! session {
             }
 
             fn rows<R: Row>(&mut self, query: &str, binds: &[Bind<'_>]) -> QueryResult<Vec<R>> {
-                bound!($backend, query, binds).load(self)
+                Statement::once(query, binds).load(self)
             }
 
             fn run(&mut self, statement: &str, binds: &[Bind<'_>]) -> QueryResult<usize> {
-                bound!($backend, statement, binds).execute(self)
+                Statement::once(statement, binds).execute(self)
+            }
+
+            fn prepared_rows<R: Row>(
+                &mut self,
+                query: &str,
+                binds: &[Bind<'_>],
+            ) -> QueryResult<Vec<R>> {
+                Statement::prepared(query, binds).load(self)
+            }
+
+            fn run_prepared(&mut self, statement: &str, binds: &[Bind<'_>]) -> QueryResult<usize> {
+                Statement::prepared(statement, binds).execute(self)
             }
         }
     };
 }
 
-macro_rules! bound {
-    ($backend:ty, $sql:expr, $binds:expr) => {{
-        let mut query = sql_query($sql).into_boxed::<$backend>();
-        for bind in $binds {
-            query = match bind {
-                Bind::Int(value) => query.bind::<BigInt, _>(*value),
-                Bind::Text(value) => query.bind::<Text, _>((*value).to_owned()),
-                Bind::OptionalText(value) => {
-                    query.bind::<diesel::sql_types::Nullable<Text>, _>(value.map(str::to_owned))
-                }
-                Bind::OptionalInt(value) => {
-                    query.bind::<diesel::sql_types::Nullable<BigInt>, _>(*value)
-                }
-                Bind::OptionalBytes(value) => {
-                    query.bind::<diesel::sql_types::Nullable<Binary>, _>(value.map(<[u8]>::to_vec))
-                }
-                Bind::Bytes(value) => query.bind::<Binary, _>(value.to_vec()),
-            };
-        }
-        query
-    }};
-}
-
 session!(
     PgConnection,
-    Pg,
     super::postgres::classify,
     "clock_timestamp()",
     "clock_timestamp() + {} * INTERVAL '1 second'",
@@ -204,11 +203,11 @@ session!(
     "SELECT nextval(pg_get_serial_sequence('keys', 'id')) AS value",
     // Less than a second's work.
     Some(500_000),
+    "SELECT reltuples::BIGINT AS value FROM pg_class WHERE oid = 'records'::regclass",
     Some("LOCK TABLE keks IN SHARE ROW EXCLUSIVE MODE")
 );
 session!(
     SqliteConnection,
-    Sqlite,
     super::sqlite::classify,
     "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')",
     "strftime('%Y-%m-%dT%H:%M:%fZ', 'now', {} || ' seconds')",
@@ -219,6 +218,7 @@ session!(
     "SELECT count(*) > 0 AS value FROM sqlite_master WHERE name = '__diesel_schema_migrations'",
     "SELECT coalesce(max(seq), 0) + 1 AS value FROM sqlite_sequence WHERE name = 'keys'",
     None,
+    "SELECT -1 AS value",
     None
 );
 
@@ -245,7 +245,8 @@ pub(super) fn free_keys<S: Session>(s: &mut S, ring: RingId, limit: u32) -> Quer
                    AND NOT EXISTS (SELECT 1 FROM key_uses u
                                    WHERE u.key_id = k.id AND u.end_tick IS NULL)
                  ORDER BY k.last_tick, k.id LIMIT $2";
-    let rows = s.rows::<NumberRow>(query, &[Bind::Int(ring.0), Bind::Int(limit.into())])?;
+    let rows =
+        s.prepared_rows::<NumberRow>(query, &[Bind::Int(ring.0), Bind::Int(limit.into())])?;
     Ok(rows.into_iter().map(|row| row.value).collect())
 }
 
@@ -285,7 +286,7 @@ pub(super) fn retry_batches<S: Session>(
         BatchRow::COLUMNS
     );
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    batches_of(s.rows(&query, &[Bind::Int(ring.0), Bind::Int(limit)])?)
+    batches_of(s.prepared_rows(&query, &[Bind::Int(ring.0), Bind::Int(limit)])?)
 }
 
 pub(super) fn batches<S: Session>(
@@ -372,11 +373,18 @@ pub(super) fn remaining<S: Session>(s: &mut S, ring: RingId) -> TxResult<Remaini
         quarantined: now.quarantined_records,
         ..Remaining::default()
     };
+    // A batch that is stored has stored as many signatures as it has records, and no record has two. So
+    // where the settled batches have as many records as the ring, and these are counted after those,
+    // none is left; to look for the signature of each costs five times as much.
+    if remaining.unfinished_batches == 0 {
+        remaining.records = records_by_pages(s, ring)?;
+        if remaining.records == now.signed_records + now.quarantined_records {
+            return Ok(remaining);
+        }
+        remaining.records = 0;
+    }
     let query = format!("SELECT {} FROM rings WHERE id = $1", RingRow::COLUMNS);
     let cursor = Ring::try_from(s.row::<RingRow>(&query, &[Bind::Int(ring.0)])?)?.cursor;
-    let page_end = "SELECT inserted_xid, id FROM records
-                    WHERE ring_id = $1 AND (inserted_xid, id) > ($2, $3)
-                    ORDER BY inserted_xid, id LIMIT 1 OFFSET $4";
     let page = format!(
         "SELECT count(*) AS records,
                 count(*) FILTER (WHERE unsigned AND {not_quarantined}) AS unsigned,
@@ -389,21 +397,7 @@ pub(super) fn remaining<S: Session>(s: &mut S, ring: RingId) -> TxResult<Remaini
         not_quarantined = outside_batches("'quarantined'"),
         idle = outside_batches("'open', 'retry', 'quarantined'"),
     );
-    let mut after = Position { xid: i64::MIN, id: RecordId(i64::MIN) };
-    loop {
-        let end = match S::SEARCH_PAGE {
-            Some(records) => {
-                let bounds = [
-                    Bind::Int(ring.0),
-                    Bind::Int(after.xid),
-                    Bind::Int(after.id.0),
-                    Bind::Int(records - 1),
-                ];
-                s.rows::<PositionRow>(page_end, &bounds)?.pop().map(Position::from)
-            }
-            None => None,
-        };
-        let until = end.unwrap_or(Position { xid: i64::MAX, id: RecordId(i64::MAX) });
+    for_each_page(s, ring, S::SEARCH_PAGE, |s, after, until| {
         let row = s.row::<RemainingRow>(
             &page,
             &[
@@ -419,9 +413,64 @@ pub(super) fn remaining<S: Session>(s: &mut S, ring: RingId) -> TxResult<Remaini
         remaining.records += row.records.unsigned_abs();
         remaining.unsigned += row.unsigned.unsigned_abs();
         remaining.behind_cursor += row.behind_cursor.unsigned_abs();
+        Ok(())
+    })?;
+    Ok(remaining)
+}
+
+fn records_by_pages<S: Session>(s: &mut S, ring: RingId) -> TxResult<u64> {
+    let page = "SELECT count(*) AS value FROM records
+                WHERE ring_id = $1 AND (inserted_xid, id) > ($2, $3) AND (inserted_xid, id) <= ($4, $5)";
+    // To count costs a fifth of a search.
+    let mut page_records = S::SEARCH_PAGE.map(|records| records * 5);
+    if let Some(most) = page_records {
+        let estimate = s.number(S::RECORDS_ESTIMATE, &[])?;
+        page_records = (!(0..most).contains(&estimate)).then_some(most);
+    }
+    let mut records = 0;
+    for_each_page(s, ring, page_records, |s, after, until| {
+        let bounds = [
+            Bind::Int(ring.0),
+            Bind::Int(after.xid),
+            Bind::Int(after.id.0),
+            Bind::Int(until.xid),
+            Bind::Int(until.id.0),
+        ];
+        records += s.number(page, &bounds)?.unsigned_abs();
+        Ok(())
+    })?;
+    Ok(records)
+}
+
+/// Goes through a ring's records in pages of so many, or in one.
+fn for_each_page<S: Session>(
+    s: &mut S,
+    ring: RingId,
+    page_records: Option<i64>,
+    mut see: impl FnMut(&mut S, Position, Position) -> TxResult<()>,
+) -> TxResult<()> {
+    let page_end = "SELECT inserted_xid, id FROM records
+                    WHERE ring_id = $1 AND (inserted_xid, id) > ($2, $3)
+                    ORDER BY inserted_xid, id LIMIT 1 OFFSET $4";
+    let mut after = Position { xid: i64::MIN, id: RecordId(i64::MIN) };
+    loop {
+        let end = match page_records {
+            Some(records) => {
+                let bounds = [
+                    Bind::Int(ring.0),
+                    Bind::Int(after.xid),
+                    Bind::Int(after.id.0),
+                    Bind::Int(records - 1),
+                ];
+                s.rows::<PositionRow>(page_end, &bounds)?.pop().map(Position::from)
+            }
+            None => None,
+        };
+        let until = end.unwrap_or(Position { xid: i64::MAX, id: RecordId(i64::MAX) });
+        see(s, after, until)?;
         match end {
             Some(end) => after = end,
-            None => return Ok(remaining),
+            None => return Ok(()),
         }
     }
 }

@@ -130,6 +130,14 @@ impl SqliteStore {
         body(&mut reader).map_err(|error| self.note(error))
     }
 
+    /// What goes through whole tables is read as everything else.
+    fn read_much<T>(
+        &self,
+        body: impl FnOnce(&mut SqliteConnection) -> TxResult<T>,
+    ) -> Result<T, StoreError> {
+        self.read(body)
+    }
+
     /// Refuses to go on with a file that is damaged, or that nobody else sees any more: what a
     /// process writes to a deleted file vanishes with it.
     fn check_file(&self) -> Result<(), StoreError> {

@@ -247,7 +247,7 @@ fn a_mistake_in_the_file_is_reported_with_its_place_and_what_would_be_right() {
         ),
         (
             "[signing]\nengine = \"openssl\"",
-            "2:10: signing.engine: invalid value: string \"openssl\", expected \"dalek\"",
+            "2:10: signing.engine: invalid value: string \"openssl\", expected \"aws_lc\" or \"dalek\"",
         ),
         (
             "[signing]\n\nbatch_sise = 5",

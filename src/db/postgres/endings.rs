@@ -6,11 +6,10 @@
 
 use std::collections::HashMap;
 
+use diesel::ExecuteCopyFromDsl;
 use diesel::pg::{CopyFormat, PgConnection};
-use diesel::sql_types::{Array, BigInt, Interval, Text};
-use diesel::{ExecuteCopyFromDsl, RunQueryDsl, sql_query};
 
-use super::protocol::{lock_ring, milliseconds, take_ticks};
+use super::protocol::{lock_ring, microseconds, take_ticks};
 use super::{PgStore, int, ring_bind};
 use crate::db::models::{BatchRow, NumberRow, UseRow};
 use crate::db::shared::{self, Bind, Session, TxResult};
@@ -47,13 +46,13 @@ pub(super) fn store_batches(
     pass("store", "counts_checked")?;
     copy_signatures(c, &held)?;
     pass("store", "copied")?;
-    let held: Vec<KeyUse> = held.iter().map(|batch| batch.key_use).collect();
-    let last = close_uses(store, c, ring, &held, Outcome::Stored)?;
-    let changed = sql_query(
+    let ended: Vec<EndedUse> = held.iter().map(|batch| EndedUse::stored(batch)).collect();
+    let last = close_uses(store, c, ring, &ended, Outcome::Stored)?;
+    let batches: Vec<i64> = held.iter().map(|batch| batch.key_use.batch.0).collect();
+    let changed = c.run_prepared(
         "UPDATE batches SET state = 'stored', stored_at = clock_timestamp() WHERE id = ANY($1)",
-    )
-    .bind::<Array<BigInt>, _>(held.iter().map(|u| u.batch.0).collect::<Vec<_>>())
-    .execute(c)?;
+        &[Bind::Ints(&batches)],
+    )?;
     expect_rows("batches", held.len(), changed)?;
     pass("store", "batches_stored")?;
     Ok((outcomes, Some(last)))
@@ -69,26 +68,21 @@ fn lock_uses(
 ) -> TxResult<Vec<Option<Outcome>>> {
     let fences: Vec<i64> = uses.iter().map(|u| u.fence.0.0).collect();
     let columns = shared::use_columns::<PgConnection>();
-    let locked: Vec<UseRow> = sql_query(format!(
+    let binds = [Bind::Int(ring.0), Bind::Ints(&fences), Bind::Text(&store.node.0)];
+    let lock = format!(
         "SELECT {columns} FROM key_uses
          WHERE ring_id = $1 AND fence = ANY($2) AND node = $3 AND end_tick IS NULL
          ORDER BY fence FOR UPDATE"
-    ))
-    .bind::<BigInt, _>(ring.0)
-    .bind::<Array<BigInt>, _>(&fences)
-    .bind::<Text, _>(&store.node.0)
-    .load(c)?;
+    );
+    let locked = c.prepared_rows::<UseRow>(&lock, &binds)?;
     let held: Vec<KeyUse> = locked.iter().map(UseRow::key_use).collect();
     if uses.iter().all(|u| held.contains(u)) {
         return Ok(vec![None; uses.len()]);
     }
-    let found: Vec<UseRow> = sql_query(format!(
+    let look = format!(
         "SELECT {columns} FROM key_uses WHERE ring_id = $1 AND fence = ANY($2) AND node = $3"
-    ))
-    .bind::<BigInt, _>(ring.0)
-    .bind::<Array<BigInt>, _>(&fences)
-    .bind::<Text, _>(&store.node.0)
-    .load(c)?;
+    );
+    let found = c.rows::<UseRow>(&look, &binds)?;
     let mut ended = HashMap::new();
     for row in &found {
         ended.insert(row.key_use(), row.outcome()?);
@@ -105,10 +99,9 @@ fn lock_uses(
 }
 
 fn check_counts(c: &mut PgConnection, held: &[&SignedBatch]) -> TxResult<()> {
-    let rows: Vec<BatchRow> =
-        sql_query(format!("SELECT {} FROM batches WHERE id = ANY($1)", BatchRow::COLUMNS))
-            .bind::<Array<BigInt>, _>(held.iter().map(|b| b.key_use.batch.0).collect::<Vec<_>>())
-            .load(c)?;
+    let ids: Vec<i64> = held.iter().map(|batch| batch.key_use.batch.0).collect();
+    let query = format!("SELECT {} FROM batches WHERE id = ANY($1)", BatchRow::COLUMNS);
+    let rows = c.prepared_rows::<BatchRow>(&query, &[Bind::Ints(&ids)])?;
     let mut expected = HashMap::new();
     for row in rows {
         let batch = crate::db::Batch::try_from(row)?;
@@ -157,42 +150,59 @@ fn not_written(error: impl std::error::Error + Send + Sync + 'static) -> diesel:
     diesel::result::Error::SerializationError(Box::new(error))
 }
 
+/// A use that ends, and how many signatures its key has made in it.
+struct EndedUse {
+    key_use: KeyUse,
+    signatures: i64,
+}
+
+impl EndedUse {
+    fn stored(batch: &SignedBatch) -> Self {
+        EndedUse { key_use: batch.key_use, signatures: int(batch.signatures.len()) }
+    }
+
+    fn in_vain(key_use: KeyUse) -> Self {
+        EndedUse { key_use, signatures: 0 }
+    }
+}
+
 /// Takes the ring's lock and ends `uses`, one tick each in their order; the last tick.
 fn close_uses(
     store: &PgStore,
     c: &mut PgConnection,
     ring: RingId,
-    uses: &[KeyUse],
+    uses: &[EndedUse],
     outcome: Outcome,
 ) -> TxResult<Tick> {
     let step = shared::step_of(outcome);
     let before = take_ticks(store, c, ring, uses.len())?;
     pass(step, "ticks_taken")?;
     let ticks: Vec<i64> = (1..=int(uses.len())).map(|n| before.0 + n).collect();
-    let closed = sql_query(
-        "UPDATE key_uses u SET end_tick = v.tick, ended_at = clock_timestamp(), outcome = $4
-         FROM unnest($2, $3) AS v(fence, tick) WHERE u.ring_id = $1 AND u.fence = v.fence",
-    )
-    .bind::<BigInt, _>(ring.0)
-    .bind::<Array<BigInt>, _>(uses.iter().map(|u| u.fence.0.0).collect::<Vec<_>>())
-    .bind::<Array<BigInt>, _>(&ticks)
-    .bind::<Text, _>(outcome.as_str())
-    .execute(c)?;
+    let column = |value: fn(&EndedUse) -> i64| -> Vec<i64> { uses.iter().map(value).collect() };
+    let closed = c.run_prepared(
+        "UPDATE key_uses u SET end_tick = v.tick, ended_at = clock_timestamp(), outcome = $1
+         FROM unnest($2, $3) AS v(fence, tick)
+         WHERE u.ring_id = $4 AND u.fence = v.fence AND u.fence = ANY($2)",
+        &[
+            Bind::Text(outcome.as_str()),
+            Bind::Ints(&column(|ended| ended.key_use.fence.0.0)),
+            Bind::Ints(&ticks),
+            Bind::Int(ring.0),
+        ],
+    )?;
     expect_rows("key_uses", uses.len(), closed)?;
     pass(step, "uses_closed")?;
-    sql_query(
+    c.run_prepared(
         "UPDATE keys k SET last_tick = v.tick, signature_count = k.signature_count + v.signatures
-         FROM (SELECT u.key_id, max(u.tick) AS tick,
-                      coalesce(sum(b.record_count), 0)::BIGINT AS signatures
-               FROM unnest($1, $2, $3) AS u(key_id, tick, batch_id)
-               LEFT JOIN batches b ON b.id = u.batch_id AND $4 = 'stored'
-               GROUP BY u.key_id) v WHERE k.id = v.key_id",
-    )
-    .bind::<Array<BigInt>, _>(uses.iter().map(|u| u.key.0).collect::<Vec<_>>())
-    .bind::<Array<BigInt>, _>(&ticks)
-    .bind::<Array<BigInt>, _>(uses.iter().map(|u| u.batch.0).collect::<Vec<_>>())
-    .bind::<Text, _>(outcome.as_str())
-    .execute(c)?;
+         FROM (SELECT key_id, max(tick) AS tick, sum(signatures)::BIGINT AS signatures
+               FROM unnest($1, $2, $3) AS u(key_id, tick, signatures) GROUP BY key_id) v
+         WHERE k.id = v.key_id",
+        &[
+            Bind::Ints(&column(|ended| ended.key_use.key.0)),
+            Bind::Ints(&ticks),
+            Bind::Ints(&column(|ended| ended.signatures)),
+        ],
+    )?;
     pass(step, "keys_stamped")?;
     Ok(Tick(before.0 + int(uses.len())))
 }
@@ -214,18 +224,20 @@ pub(super) fn renew(
     ring: RingId,
     fences: &[Fence],
 ) -> TxResult<Vec<Fence>> {
-    let rows: Vec<NumberRow> = sql_query(
+    let fences: Vec<i64> = fences.iter().map(|fence| fence.0.0).collect();
+    let rows = c.rows::<NumberRow>(
         "WITH held AS (SELECT fence FROM key_uses
                        WHERE ring_id = $1 AND fence = ANY($2) AND node = $3 AND end_tick IS NULL
                        ORDER BY fence FOR UPDATE SKIP LOCKED)
-         UPDATE key_uses u SET expires_at = clock_timestamp() + $4
+         UPDATE key_uses u SET expires_at = clock_timestamp() + $4 * INTERVAL '1 microsecond'
          FROM held WHERE u.ring_id = $1 AND u.fence = held.fence RETURNING u.fence AS value",
-    )
-    .bind::<BigInt, _>(ring.0)
-    .bind::<Array<BigInt>, _>(fences.iter().map(|fence| fence.0.0).collect::<Vec<_>>())
-    .bind::<Text, _>(&store.node.0)
-    .bind::<Interval, _>(milliseconds(store.lease))
-    .load(c)?;
+        &[
+            Bind::Int(ring.0),
+            Bind::Ints(&fences),
+            Bind::Text(&store.node.0),
+            Bind::Int(microseconds(store.lease)),
+        ],
+    )?;
     pass("renew", "renewed")?;
     Ok(rows.into_iter().map(|row| Fence(Tick(row.value))).collect())
 }
@@ -245,8 +257,8 @@ pub(super) fn give_up(
     if held.is_empty() {
         return Ok((outcomes, None));
     }
-    let held_uses: Vec<KeyUse> = held.iter().map(|u| u.key_use).collect();
-    let last = close_uses(store, c, ring, &held_uses, Outcome::Abandoned)?;
+    let ended: Vec<EndedUse> = held.iter().map(|u| EndedUse::in_vain(u.key_use)).collect();
+    let last = close_uses(store, c, ring, &ended, Outcome::Abandoned)?;
     for given_up in held {
         fail_batch(store, c, given_up.key_use, given_up.failure.as_deref())?;
     }
@@ -283,17 +295,17 @@ pub(super) fn end_frozen_sessions(
     c: &mut PgConnection,
     lease: std::time::Duration,
 ) -> TxResult<u32> {
-    let row: NumberRow = sql_query(
+    let ended = c.number(
         "SELECT count(*) AS value
          FROM (SELECT pg_terminate_backend(pid) AS ended FROM pg_stat_activity
                WHERE datname = current_database() AND pid <> pg_backend_pid()
                  AND application_name LIKE 'chancery/%' AND pg_has_role(usesysid, 'USAGE')
-                 AND backend_xid IS NOT NULL AND xact_start < clock_timestamp() - $1) t
+                 AND backend_xid IS NOT NULL
+                 AND xact_start < clock_timestamp() - $1 * INTERVAL '1 microsecond') t
          WHERE ended",
-    )
-    .bind::<Interval, _>(milliseconds(lease))
-    .get_result(c)?;
-    Ok(u32::try_from(row.value).unwrap_or(u32::MAX))
+        &[Bind::Int(microseconds(lease))],
+    )?;
+    Ok(u32::try_from(ended).unwrap_or(u32::MAX))
 }
 
 pub(super) fn reclaim(
@@ -316,7 +328,7 @@ pub(super) fn reclaim(
     if expired.is_empty() {
         return Ok((Reclaimed::default(), ring.tick));
     }
-    let uses: Vec<KeyUse> = expired.iter().map(UseRow::key_use).collect();
+    let uses: Vec<EndedUse> = expired.iter().map(|row| EndedUse::in_vain(row.key_use())).collect();
     let last = close_uses(store, c, ring.id, &uses, Outcome::Reclaimed)?;
     let mut reclaimed = Reclaimed::default();
     for row in expired {

@@ -21,6 +21,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How often a caller who waits looks whether connecting has failed meanwhile.
 const GLANCE: Duration = Duration::from_millis(50);
 
+/// For how long a connection that has answered is lent again without being asked first.
+const TRUST: Duration = Duration::from_millis(200);
+
 /// Up to so many connections to one database.
 pub(super) struct Pool {
     pool: r2d2::Pool<Manager>,
@@ -53,7 +56,7 @@ impl Pool {
         PoolState { in_use: state.connections - idle, idle }
     }
 
-    /// A connection that has just answered.
+    /// A connection that has answered just now.
     ///
     /// Where the server gives us no further one, those that we have must do: the caller waits for
     /// another thread to give its own back.
@@ -83,6 +86,20 @@ impl Pool {
                 _ => {}
             }
         }
+    }
+}
+
+/// A connection of the pool.
+pub(super) struct Pooled {
+    pub(super) connection: PgConnection,
+    /// When it last did what it was asked to; `None` if it failed since.
+    answered: Option<Instant>,
+}
+
+impl Pooled {
+    /// Notes whether it did what it was asked to, before it is given back.
+    pub(super) fn note<T, E>(&mut self, done: &Result<T, E>) {
+        self.answered = done.is_ok().then(Instant::now);
     }
 }
 
@@ -119,10 +136,10 @@ impl LastRefusal {
 }
 
 impl ManageConnection for Manager {
-    type Connection = PgConnection;
+    type Connection = Pooled;
     type Error = NotConnected;
 
-    fn connect(&self) -> Result<PgConnection, NotConnected> {
+    fn connect(&self) -> Result<Pooled, NotConnected> {
         let made = connect(&self.url).and_then(|mut connection| {
             connection.batch_execute(&self.settings).map_err(classify)?;
             Ok(connection)
@@ -130,7 +147,7 @@ impl ManageConnection for Manager {
         match made {
             Ok(connection) => {
                 self.refusal.clear();
-                Ok(connection)
+                Ok(Pooled { connection, answered: None })
             }
             Err(error) => {
                 self.refusal.note(error);
@@ -139,13 +156,16 @@ impl ManageConnection for Manager {
         }
     }
 
-    fn is_valid(&self, connection: &mut PgConnection) -> Result<(), NotConnected> {
-        connection.ping().map_err(|_| NotConnected)
+    fn is_valid(&self, pooled: &mut Pooled) -> Result<(), NotConnected> {
+        if pooled.answered.is_some_and(|at| at.elapsed() < TRUST) {
+            return Ok(());
+        }
+        pooled.connection.ping().map_err(|_| NotConnected)
     }
 
-    fn has_broken(&self, connection: &mut PgConnection) -> bool {
+    fn has_broken(&self, pooled: &mut Pooled) -> bool {
         // A panic may have left a transaction open; a broken one has lost count of it.
-        std::thread::panicking() || connection.is_broken()
+        std::thread::panicking() || pooled.connection.is_broken()
     }
 }
 
@@ -165,6 +185,9 @@ pub(in crate::db) fn connect(url: &str) -> Result<PgConnection, StoreError> {
 
 /// What each session sets for itself, whatever the server's or the role's defaults.
 ///
+/// Statements are planned once for each session, perhaps on tables that are still empty: without
+/// `enable_seqscan` they go by index even then, and stay fast when the tables have grown.
+///
 /// The server's messages must be English, since they tell errors apart (`errors.rs`). To ask for that
 /// is the superuser's right, so `chancery migrate` gives it to the runtime role where it can.
 fn session_settings(node: &NodeId, lease: Duration) -> String {
@@ -182,6 +205,8 @@ fn session_settings(node: &NodeId, lease: Duration) -> String {
          SET tcp_keepalives_interval = 5;
          SET tcp_keepalives_count = 3;
          SET timezone = 'UTC';
+         SET jit = off;
+         SET enable_seqscan = off;
          SELECT set_config('synchronous_commit', 'on', false)
          WHERE current_setting('synchronous_commit') IN ('off', 'local');
          DO $$ BEGIN SET lc_messages = 'C';

@@ -4,23 +4,22 @@
 //! Lock order, everywhere: `key_uses` by fence, then the ring's row, then batches and keys. Who
 //! holds the ring's row first locks `key_uses` only with SKIP LOCKED.
 
-use diesel::data_types::PgInterval;
 use diesel::pg::PgConnection;
-use diesel::sql_types::{Array, BigInt, Interval, Text};
+use diesel::sql_types::{Array, BigInt};
 use diesel::{QueryResult, RunQueryDsl, sql_query};
 
 use super::{CURRENT_XID, PgStore, int, ring_bind};
 use crate::db::models::{BatchRow, EdgeRow, FlagRow, PositionRow, RecordRow, RingRow, ranges};
 use crate::db::shared::{self, Bind, Session, TxResult};
-use crate::db::{CheckOut, CheckedOut, KeyUse, Ring, Shortage};
+use crate::db::{CheckOut, CheckedOut, ClaimedBatch, KeyUse, Ring, Shortage};
 use crate::failpoint::pass;
-use crate::types::{BatchRange, Fence, KeyId, Position, Record, RingId, Tick};
+use crate::types::{BatchRange, Fence, KeyId, Position, Record, RecordId, RingId, Tick};
 
 /// The ring's row, locked. Always a statement of its own: what follows must see every commit
 /// before it.
 pub(super) fn lock_ring(store: &PgStore, c: &mut PgConnection, ring: RingId) -> TxResult<Ring> {
     let query = format!("SELECT {} FROM rings WHERE id = $1 FOR NO KEY UPDATE", RingRow::COLUMNS);
-    let ring = Ring::try_from(c.row::<RingRow>(&query, &ring_bind(ring))?)?;
+    let ring = Ring::try_from(c.prepared_row::<RingRow>(&query, &ring_bind(ring))?)?;
     store.seen.check(ring.id, ring.tick)?;
     Ok(ring)
 }
@@ -33,14 +32,14 @@ pub(super) fn take_ticks(
     events: usize,
 ) -> TxResult<Tick> {
     let statement = "UPDATE rings SET tick = tick + $1 WHERE id = $2 RETURNING tick AS value";
-    let after = c.number(statement, &[Bind::Int(int(events)), Bind::Int(ring.0)])?;
+    let after = c.prepared_number(statement, &[Bind::Int(int(events)), Bind::Int(ring.0)])?;
     let before = Tick(after - int(events));
     store.seen.check(ring, before)?;
     Ok(before)
 }
 
-pub(super) fn milliseconds(duration: std::time::Duration) -> PgInterval {
-    PgInterval::from_microseconds(i64::try_from(duration.as_micros()).unwrap_or(i64::MAX))
+pub(super) fn microseconds(duration: std::time::Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
 }
 
 // Check out
@@ -77,16 +76,17 @@ pub(super) fn check_out(
         })
         .collect();
     if !retried.is_empty() {
-        sql_query("UPDATE batches SET state = 'open' WHERE id = ANY($1)")
-            .bind::<Array<BigInt>, _>(&retried)
-            .execute(c)?;
+        c.run_prepared(
+            "UPDATE batches SET state = 'open' WHERE id = ANY($1)",
+            &[Bind::Ints(&retried)],
+        )?;
         pass("check_out", "retries_opened")?;
     }
     let tick = Tick(ring.tick.0 + int(claimed.len()));
     if !claimed.is_empty() {
-        open_uses(store, c, ring.id, claimed.iter().map(|batch| batch.key_use))?;
+        open_uses(store, c, ring.id, &claimed)?;
         pass("check_out", "uses_opened")?;
-        c.run(
+        c.run_prepared(
             "UPDATE rings SET tick = $1, cursor_xid = $2, cursor_id = $3 WHERE id = $4",
             &[
                 Bind::Int(tick.0),
@@ -125,7 +125,7 @@ fn next_ranges(
         SELECT n, inserted_xid, id FROM next
         WHERE n % $5 IN (0, $5 - 1) OR n = (SELECT max(n) FROM next) ORDER BY n";
     let size = i64::from(batch_size);
-    let edges = c.rows::<EdgeRow>(
+    let edges = c.prepared_rows::<EdgeRow>(
         query,
         &[
             Bind::Int(ring.id.0),
@@ -152,14 +152,17 @@ fn insert_batches(
          SELECT $1, r.*, 'open' FROM unnest($2, $3, $4, $5, $6) r RETURNING {}",
         BatchRow::COLUMNS
     );
-    let rows: Vec<BatchRow> = sql_query(statement)
-        .bind::<BigInt, _>(ring.0)
-        .bind::<Array<BigInt>, _>(column(|range| range.low.xid))
-        .bind::<Array<BigInt>, _>(column(|range| range.low.id.0))
-        .bind::<Array<BigInt>, _>(column(|range| range.high.xid))
-        .bind::<Array<BigInt>, _>(column(|range| range.high.id.0))
-        .bind::<Array<BigInt>, _>(column(|range| range.record_count.into()))
-        .load(c)?;
+    let rows = c.prepared_rows::<BatchRow>(
+        &statement,
+        &[
+            Bind::Int(ring.0),
+            Bind::Ints(&column(|range| range.low.xid)),
+            Bind::Ints(&column(|range| range.low.id.0)),
+            Bind::Ints(&column(|range| range.high.xid)),
+            Bind::Ints(&column(|range| range.high.id.0)),
+            Bind::Ints(&column(|range| range.record_count.into())),
+        ],
+    )?;
     let mut batches =
         rows.into_iter().map(crate::db::Batch::try_from).collect::<Result<Vec<_>, _>>()?;
     batches.sort_by_key(|batch| batch.range.low);
@@ -170,19 +173,24 @@ fn open_uses(
     store: &PgStore,
     c: &mut PgConnection,
     ring: RingId,
-    uses: impl Iterator<Item = KeyUse> + Clone,
+    claimed: &[ClaimedBatch],
 ) -> QueryResult<()> {
-    sql_query(
-        "INSERT INTO key_uses (ring_id, fence, batch_id, key_id, node, expires_at)
-         SELECT $1, u.*, $5, clock_timestamp() + $6 FROM unnest($2, $3, $4) u",
-    )
-    .bind::<BigInt, _>(ring.0)
-    .bind::<Array<BigInt>, _>(uses.clone().map(|u| u.fence.0.0).collect::<Vec<_>>())
-    .bind::<Array<BigInt>, _>(uses.clone().map(|u| u.batch.0).collect::<Vec<_>>())
-    .bind::<Array<BigInt>, _>(uses.map(|u| u.key.0).collect::<Vec<_>>())
-    .bind::<Text, _>(&store.node.0)
-    .bind::<Interval, _>(milliseconds(store.lease))
-    .execute(c)?;
+    let column = |value: fn(&KeyUse) -> i64| -> Vec<i64> {
+        claimed.iter().map(|batch| value(&batch.key_use)).collect()
+    };
+    c.run_prepared(
+        "INSERT INTO key_uses (ring_id, node, expires_at, fence, batch_id, key_id)
+         SELECT $1, $2, clock_timestamp() + $3 * INTERVAL '1 microsecond', u.*
+         FROM unnest($4, $5, $6) u",
+        &[
+            Bind::Int(ring.0),
+            Bind::Text(&store.node.0),
+            Bind::Int(microseconds(store.lease)),
+            Bind::Ints(&column(|u| u.fence.0.0)),
+            Bind::Ints(&column(|u| u.batch.0)),
+            Bind::Ints(&column(|u| u.key.0)),
+        ],
+    )?;
     Ok(())
 }
 
@@ -196,32 +204,66 @@ pub(super) fn load_batch(
     max_bytes: usize,
 ) -> TxResult<Vec<Record>> {
     pass("load", "begun")?;
-    // octet_length reads no payload that is stored out of line.
-    let query = "
-        SELECT inserted_xid, id, payload
-        FROM (SELECT inserted_xid, id, payload, sum(octet_length(payload)) OVER through AS bytes,
-                     row_number() OVER through AS n
-              FROM records
-              WHERE ring_id = $1 AND (inserted_xid, id) >= ($2, $3)
-                AND (inserted_xid, id) <= ($4, $5) AND (inserted_xid, id) > ($6, $7)
-              WINDOW through AS (ORDER BY inserted_xid, id ROWS UNBOUNDED PRECEDING)) r
-        WHERE bytes <= $8 OR n = 1 ORDER BY inserted_xid, id";
-    let after = after.unwrap_or(Position { xid: i64::MIN, id: crate::types::RecordId(i64::MIN) });
-    let rows = c.rows::<RecordRow>(
-        query,
-        &[
-            Bind::Int(ring.0),
-            Bind::Int(range.low.xid),
-            Bind::Int(range.low.id.0),
-            Bind::Int(range.high.xid),
-            Bind::Int(range.high.id.0),
-            Bind::Int(after.xid),
-            Bind::Int(after.id.0),
-            Bind::Int(int(max_bytes)),
-        ],
-    )?;
+    let bounds = Bounds::of(ring, range, after, max_bytes);
+    // Payloads are read once it is known that all of them fit, as they nearly always do; octet_length
+    // reads none that is stored out of line. Without its limit a scan would go on behind the range to
+    // the end of the last transaction's records: a comparison of rows ends it only by its first column.
+    let all = "
+        SELECT inserted_xid, id, payload FROM records
+        WHERE ring_id = $1 AND (inserted_xid, id) > ($2, $3) AND (inserted_xid, id) <= ($4, $5)
+          AND (SELECT sum(octet_length(payload))
+               FROM (SELECT payload FROM records
+                     WHERE ring_id = $1 AND (inserted_xid, id) > ($2, $3)
+                       AND (inserted_xid, id) <= ($4, $5)
+                     ORDER BY inserted_xid, id LIMIT $6) r) <= $7
+        ORDER BY inserted_xid, id LIMIT $6";
+    let mut rows = c.prepared_rows::<RecordRow>(all, &bounds.binds())?;
+    if rows.is_empty() {
+        let first = "
+            SELECT inserted_xid, id, payload
+            FROM (SELECT inserted_xid, id, payload, row_number() OVER through AS n,
+                         sum(octet_length(payload)) OVER through AS bytes
+                  FROM (SELECT inserted_xid, id, payload FROM records
+                        WHERE ring_id = $1 AND (inserted_xid, id) > ($2, $3)
+                          AND (inserted_xid, id) <= ($4, $5)
+                        ORDER BY inserted_xid, id LIMIT $6) r
+                  WINDOW through AS (ORDER BY inserted_xid, id ROWS UNBOUNDED PRECEDING)) r
+            WHERE bytes <= $7 OR n = 1 ORDER BY inserted_xid, id";
+        rows = c.prepared_rows::<RecordRow>(first, &bounds.binds())?;
+    }
     pass("load", "read")?;
     Ok(rows.into_iter().map(Record::from).collect())
+}
+
+/// Which records are to be loaded, and how many bytes of them.
+struct Bounds {
+    ring: RingId,
+    /// The record before the first.
+    after: Position,
+    last: Position,
+    /// How many there are at the most: more would be more than the batch was made with.
+    records: u32,
+    max_bytes: usize,
+}
+
+impl Bounds {
+    fn of(ring: RingId, range: &BatchRange, after: Option<Position>, max_bytes: usize) -> Self {
+        let before = Position { xid: range.low.xid, id: RecordId(range.low.id.0 - 1) };
+        let after = after.unwrap_or(before);
+        Bounds { ring, after, last: range.high, records: range.record_count, max_bytes }
+    }
+
+    fn binds(&self) -> [Bind<'static>; 7] {
+        [
+            Bind::Int(self.ring.0),
+            Bind::Int(self.after.xid),
+            Bind::Int(self.after.id.0),
+            Bind::Int(self.last.xid),
+            Bind::Int(self.last.id.0),
+            Bind::Int(self.records.into()),
+            Bind::Int(int(self.max_bytes)),
+        ]
+    }
 }
 
 // Sweep, idle
@@ -269,7 +311,7 @@ pub(super) fn has_work(c: &mut PgConnection, ring: RingId) -> QueryResult<(bool,
                                               + chancery_xid_offset()))
             THEN g.tick ELSE -g.tick - 1 END AS value
         FROM rings g WHERE g.id = $1";
-    Ok(flag_and_tick(c.number(query, &ring_bind(ring))?))
+    Ok(flag_and_tick(c.prepared_number(query, &ring_bind(ring))?))
 }
 
 /// Whether a use has expired, and the ring's tick; takes no lock.
