@@ -57,7 +57,7 @@ fn sign_one(engine: Engine, key: &PrivateKey, payload: &[u8]) -> Result<Signatur
 #[inline(never)]
 pub fn wipe_stack() {
     // More than any computation here takes.
-    let mut behind = [0_u8; 64 * 1024];
+    let mut behind = [0_u64; 8 * 1024];
     behind.zeroize();
     std::hint::black_box(&behind);
 }

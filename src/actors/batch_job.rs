@@ -8,15 +8,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::prelude::*;
-use tokio::sync::{Semaphore, SemaphorePermit, watch};
+use tokio::sync::watch;
 use tracing::Instrument;
 
 use super::db_writer::DbWriter;
 use super::key_handle::KeyHandle;
 use super::key_manager::KeyManager;
+use super::loading::{Loaded, PayloadPermits, load_slice, load_together};
 use super::messages::{
-    BatchEnd, Checkout, LoadBatch, Return, ReturnKey, SignBatch, SignFailure, StoreBatch,
-    StoreReply,
+    BatchEnd, Checkout, Return, ReturnKey, SignBatch, SignFailure, StoreBatch, StoreReply,
 };
 use super::record_loader::RecordLoader;
 use super::signer::Signer;
@@ -27,10 +27,7 @@ use crate::failpoint::reach;
 use crate::keyring::jwk;
 use crate::metrics::Timings;
 use crate::signing::Signature;
-use crate::types::{NodeId, Outcome, Position, Record, RecordId};
-
-/// The unit of the permits on payload bytes.
-const PERMIT_BYTES: usize = 1024;
+use crate::types::{NodeId, Outcome, RecordId};
 
 /// How long to wait between attempts while the database is not reachable.
 const PAUSE: Duration = Duration::from_millis(250);
@@ -72,32 +69,8 @@ impl Stations {
     }
 }
 
-/// Bounds the payload bytes in this node's memory.
-pub(super) struct PayloadPermits {
-    semaphore: Semaphore,
-    most: u32,
-}
-
-impl PayloadPermits {
-    pub(super) fn new(bytes: u64) -> Self {
-        let most = u32::try_from(bytes / PERMIT_BYTES as u64).unwrap_or(u32::MAX >> 3).max(1);
-        PayloadPermits { semaphore: Semaphore::new(most as usize), most }
-    }
-
-    fn permits(&self, bytes: usize) -> u32 {
-        let permits = u32::try_from(bytes.div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX);
-        permits.clamp(1, self.most)
-    }
-
-    /// How many bytes of payload are loaded, or may be at any moment, in whole permits.
-    pub(super) fn taken_bytes(&self) -> u64 {
-        let taken = (self.most as usize).saturating_sub(self.semaphore.available_permits());
-        (taken * PERMIT_BYTES) as u64
-    }
-}
-
 /// Why a batch was not stored.
-enum Failure {
+pub(super) enum Failure {
     /// The batch's own doing; it counts as an attempt.
     Batch(String),
     /// The node's or the database's; it does not.
@@ -133,20 +106,40 @@ impl From<StoreError> for Failure {
     }
 }
 
+/// Takes batches that were checked out together to their ends, each in a future of its own; `end` is told
+/// of each.
+pub(super) async fn run_together<E>(stations: Stations, checkouts: Vec<Checkout>, end: E)
+where
+    E: AsyncFn(KeyUse, BatchEnd) + Clone + 'static,
+{
+    let loaded = load_together(&stations, &checkouts).await;
+    for (checkout, loaded) in checkouts.into_iter().zip(loaded) {
+        let (stations, end) = (stations.clone(), end.clone());
+        actix::spawn(async move {
+            let key_use = checkout.batch.key_use;
+            end(key_use, run(stations, checkout, loaded).await).await;
+        });
+    }
+}
+
 /// Takes a batch to its end, in a span of its own.
-pub(super) async fn run(stations: Stations, checkout: Checkout) -> BatchEnd {
+async fn run(stations: Stations, checkout: Checkout, loaded: Option<Loaded>) -> BatchEnd {
     let KeyUse { ring, fence, batch, key } = checkout.batch.key_use;
     let span = tracing::info_span!(
         "batch", %ring, %batch, %key, %fence, node = %stations.node,
         records = checkout.batch.range.record_count
     );
-    take_to_its_end(stations, checkout).instrument(span).await
+    take_to_its_end(stations, checkout, loaded).instrument(span).await
 }
 
-async fn take_to_its_end(stations: Stations, checkout: Checkout) -> BatchEnd {
+async fn take_to_its_end(
+    stations: Stations,
+    checkout: Checkout,
+    loaded: Option<Loaded>,
+) -> BatchEnd {
     let records = u64::from(checkout.batch.range.record_count);
     reach("batch", "started");
-    match sign_and_store(&stations, &checkout).await {
+    match sign_and_store(&stations, &checkout, loaded).await {
         Ok(()) => {
             reach("batch", "stored");
             stations.stored.send_modify(|batches| *batches += 1);
@@ -229,9 +222,14 @@ async fn return_key(stations: &Stations, checkout: &Checkout, how: Return) -> Op
     }
 }
 
-async fn sign_and_store(stations: &Stations, checkout: &Checkout) -> Result<(), Failure> {
+async fn sign_and_store(
+    stations: &Stations,
+    checkout: &Checkout,
+    loaded: Option<Loaded>,
+) -> Result<(), Failure> {
     let begun = stations.clock.now();
-    let signatures = sign(stations, checkout).instrument(tracing::info_span!("sign")).await?;
+    let signing = sign(stations, checkout, loaded).instrument(tracing::info_span!("sign"));
+    let signatures = signing.await?;
     let signed = stations.clock.now();
     stations.timings.sign.observe(signed.saturating_sub(begun).as_secs_f64());
     reach("batch", "signed");
@@ -250,10 +248,11 @@ async fn sign_and_store(stations: &Stations, checkout: &Checkout) -> Result<(), 
     }
 }
 
-/// Loads and signs a batch slice by slice.
+/// Loads and signs a batch slice by slice; the first slice may have been loaded already.
 async fn sign(
     stations: &Stations,
     checkout: &Checkout,
+    mut loaded: Option<Loaded>,
 ) -> Result<Vec<(RecordId, Signature)>, Failure> {
     let range = checkout.batch.range;
     let expected = range.record_count as usize;
@@ -261,12 +260,14 @@ async fn sign(
     let mut after = None;
     let mut slice_bytes = stations.slice_bytes;
     while signatures.len() < expected {
-        let (records, _held) =
-            load_within_permits(stations, checkout, after, &mut slice_bytes).await?;
-        let Some(last) = records.last() else { break };
+        let mut slice = match loaded.take() {
+            Some(slice) => slice,
+            None => load_slice(stations, checkout, after, &mut slice_bytes).await?,
+        };
+        let Some(last) = slice.records.last() else { break };
         reach("batch", "loaded");
         after = Some(last.position);
-        let mut rest = records;
+        let mut rest = std::mem::take(&mut slice.records);
         while !rest.is_empty() {
             let later = rest.split_off(rest.len().min(most_at_a_time(&checkout.key)));
             let message = SignBatch {
@@ -298,64 +299,8 @@ fn most_at_a_time(key: &KeyHandle) -> usize {
     }
 }
 
-/// Loads a slice while it holds permits for it. Records larger than expected raise `slice_bytes`,
-/// what this batch takes permits for from then on.
-async fn load_within_permits<'a>(
-    stations: &'a Stations,
-    checkout: &Checkout,
-    after: Option<Position>,
-    slice_bytes: &mut usize,
-) -> Result<(Vec<Record>, SemaphorePermit<'a>), Failure> {
-    let permits = &stations.payload_permits;
-    loop {
-        let wanted = permits.permits(*slice_bytes);
-        let acquired = permits.semaphore.acquire_many(wanted).await;
-        let mut held = acquired.map_err(|_| Failure::Node("the node is stopping".to_owned()))?;
-        let records = load(stations, checkout, after).await?;
-        let bytes: usize = records.iter().map(|record| record.payload.len()).sum();
-        let needed = permits.permits(bytes);
-        if needed <= wanted {
-            drop(held.split((wanted - needed) as usize));
-            return Ok((records, held));
-        }
-        *slice_bytes = bytes;
-        if let Ok(more) = permits.semaphore.try_acquire_many(needed - wanted) {
-            held.merge(more);
-            return Ok((records, held));
-        }
-        // To wait for more while holding some could be a wait for each other: load it again.
-    }
-}
-
-/// Loads a slice, again while the database is not reachable and the lease lasts.
-async fn load(
-    stations: &Stations,
-    checkout: &Checkout,
-    after: Option<Position>,
-) -> Result<Vec<Record>, Failure> {
-    loop {
-        let message = LoadBatch {
-            ring: checkout.batch.key_use.ring,
-            range: checkout.batch.range,
-            after,
-            max_bytes: stations.slice_bytes,
-        };
-        let error = match answer(stations, "loader", stations.loader.send(message)).await? {
-            Ok(records) => return Ok(records),
-            Err(error) => error,
-        };
-        if !error.is_retryable() {
-            return Err(error.into());
-        }
-        if checkout.deadline.has_passed(stations.clock.as_ref()) {
-            return Err(Failure::Node(error.to_string()));
-        }
-        tokio::time::sleep(PAUSE).await;
-    }
-}
-
 /// A station's answer; a missing one is a failure.
-async fn answer<T>(
+pub(super) async fn answer<T>(
     stations: &Stations,
     station: &str,
     sent: impl Future<Output = Result<T, MailboxError>>,

@@ -9,7 +9,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::batch_job::PayloadPermits;
+use super::loading::PayloadPermits;
 
 /// A node's budget; clones are the same one.
 #[derive(Clone)]

@@ -14,6 +14,7 @@ pub mod db_writer;
 pub mod key_handle;
 pub mod key_manager;
 pub mod key_set;
+mod loading;
 pub mod messages;
 pub mod new_keys;
 mod outage;

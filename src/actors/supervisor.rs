@@ -19,6 +19,7 @@ use super::batch_job::{self, Stations};
 use super::budget::{Budget, Share};
 use super::db_writer::DbWriter;
 use super::key_manager::KeyManager;
+use super::loading;
 use super::messages::{
     BatchEnd, BatchSigned, CheckOut, Drain, DrainReport, Granted, Nudge, Observe, Pause, Resume,
     Stop,
@@ -28,7 +29,7 @@ use super::reports::Reports;
 use super::signer::Signer;
 use super::troubles::{Place, Reminder, Troubles};
 use crate::clock::Clock;
-use crate::db::{Remaining, Shortage, Store, StoreError};
+use crate::db::{KeyUse, Remaining, Shortage, Store, StoreError};
 use crate::failpoint::reach;
 use crate::metrics::Timings;
 use crate::types::{NodeId, RingId};
@@ -299,24 +300,24 @@ impl Supervisor {
 
     fn start(&mut self, granted: Granted, context: &mut Context<Self>) {
         self.share.set_busy(!granted.checkouts.is_empty() || self.in_flight > 0);
-        for checkout in granted.checkouts {
-            let stations = self.stations.clone();
-            if self.state == State::Draining && self.finished.is_none() {
-                // It came after the drain's deadline, and nobody waits for it any more.
-                actix::spawn(batch_job::hand_back(stations, checkout));
-                continue;
+        if self.state == State::Draining && self.finished.is_none() {
+            // They came after the drain's deadline, and nobody waits for them any more.
+            for checkout in granted.checkouts {
+                actix::spawn(batch_job::hand_back(self.stations.clone(), checkout));
             }
-            reach("supervisor", "starting");
-            self.in_flight += 1;
-            let supervisor = context.address();
-            // Not the actor's own future: it must end its key use even if this actor stops.
-            actix::spawn(async move {
-                let key_use = checkout.batch.key_use;
-                let end = batch_job::run(stations, checkout).await;
-                if supervisor.send(BatchSigned { key_use, end }).await.is_err() {
-                    tracing::debug!(fence = %key_use.fence, "a batch ended after its supervisor");
-                }
-            });
+        } else {
+            for checkouts in loading::together(granted.checkouts) {
+                reach("supervisor", "starting");
+                self.in_flight += u32::try_from(checkouts.len()).unwrap_or(u32::MAX);
+                let supervisor = context.address();
+                let end = async move |key_use: KeyUse, end| {
+                    if supervisor.send(BatchSigned { key_use, end }).await.is_err() {
+                        tracing::debug!(fence = %key_use.fence, "a batch ended after its supervisor");
+                    }
+                };
+                // Not the actor's own future: they must end their key uses even if this actor stops.
+                actix::spawn(batch_job::run_together(self.stations.clone(), checkouts, end));
+            }
         }
         match granted.shortage {
             None => self.pump(context),

@@ -18,7 +18,7 @@ macro_rules! shared_methods {
             after: Option<Position>,
             max_bytes: usize,
         ) -> Result<Vec<Record>, StoreError> {
-            self.read(|c| protocol::load_batch(c, ring, range, after, max_bytes))
+            self.load(|c| protocol::load_batch(c, ring, range, after, max_bytes))
         }
 
         fn progress(&self, ring: RingId) -> Result<Progress, StoreError> {
@@ -38,11 +38,11 @@ macro_rules! shared_methods {
         }
 
         fn remaining(&self, ring: RingId) -> Result<Remaining, StoreError> {
-            self.read_much(|c| shared::remaining(c, ring))
+            self.read(|c| shared::remaining(c, ring))
         }
 
         fn record_count(&self, ring: RingId) -> Result<u64, StoreError> {
-            self.read_much(|c| shared::record_count(c, ring))
+            self.read(|c| shared::record_count(c, ring))
         }
 
         fn backlog(&self, ring: RingId, most: u32) -> Result<Backlog, StoreError> {

@@ -19,7 +19,7 @@ use diesel::pg::PgConnection;
 pub(super) use errors::classify;
 pub(super) use pool::connect;
 
-use pool::Pool;
+use pool::{Pool, Purpose};
 
 use super::delegate::shared_methods;
 use super::models::{FlagRow, TextRow};
@@ -50,6 +50,7 @@ const OLD_SNAPSHOT: Duration = Duration::from_secs(60);
 /// The store on PostgreSQL. Any number of nodes may share one database.
 pub struct PgStore {
     pool: Pool,
+    loading_pool: Pool,
     node: NodeId,
     lease: Duration,
     max_attempts: i32,
@@ -65,8 +66,11 @@ impl PgStore {
     pub fn open(url: &str, options: &StoreOptions) -> Result<Self, StoreError> {
         // One by hand: a pool that is thrown away takes a connection that comes late with it.
         drop(connect(url)?);
+        let for_loading = options.pool_size / 4;
+        let for_work = options.pool_size - for_loading;
         Ok(PgStore {
-            pool: Pool::new(url, options),
+            pool: Pool::new(url, options, Purpose::Work, for_work),
+            loading_pool: Pool::new(url, options, Purpose::Loading, for_loading),
             node: options.node.clone(),
             lease: options.lease,
             max_attempts: i32::try_from(options.max_attempts).unwrap_or(i32::MAX),
@@ -119,32 +123,34 @@ impl PgStore {
         checked
     }
 
-    /// As [`PgStore::read`], for what goes through whole tables: see the settings of a session.
-    fn read_much<T>(
-        &self,
-        body: impl FnOnce(&mut PgConnection) -> TxResult<T>,
-    ) -> Result<T, StoreError> {
-        self.read(|c| {
-            c.batch_execute("SET enable_seqscan = on")?;
-            let done = body(c);
-            c.batch_execute("SET enable_seqscan = off")?;
-            done
-        })
-    }
-
     /// Runs reads that need no transaction around them.
     pub(super) fn read<T>(
         &self,
         body: impl FnOnce(&mut PgConnection) -> TxResult<T>,
     ) -> Result<T, StoreError> {
-        let mut pooled = self.pool.connection()?;
-        let done = body(&mut pooled.connection);
-        pooled.note(&done);
-        done.map_err(|error| match error {
-            TxError::Store(error) => error,
-            TxError::Diesel(error) => classify(error),
-        })
+        read_from(&self.pool, body)
     }
+
+    /// Runs the query that loads payloads.
+    fn load<T>(
+        &self,
+        body: impl FnOnce(&mut PgConnection) -> TxResult<T>,
+    ) -> Result<T, StoreError> {
+        read_from(&self.loading_pool, body)
+    }
+}
+
+fn read_from<T>(
+    pool: &Pool,
+    body: impl FnOnce(&mut PgConnection) -> TxResult<T>,
+) -> Result<T, StoreError> {
+    let mut pooled = pool.connection()?;
+    let done = body(&mut pooled.connection);
+    pooled.note(&done);
+    done.map_err(|error| match error {
+        TxError::Store(error) => error,
+        TxError::Diesel(error) => classify(error),
+    })
 }
 
 /// The current transaction's place in the order of records.
@@ -200,7 +206,7 @@ impl Store for PgStore {
 
     fn sweep(&self, ring: RingId) -> Result<u64, StoreError> {
         let cursor = self.read(|c| Ok(protocol::ring_cursor(c, ring)?))?;
-        let strays = self.read_much(|c| shared::strays(c, ring, cursor))?;
+        let strays = self.read(|c| shared::strays(c, ring, cursor))?;
         if strays.is_empty() {
             return Ok(0);
         }
@@ -246,7 +252,8 @@ impl Store for PgStore {
     }
 
     fn pool_state(&self) -> PoolState {
-        self.pool.state()
+        let (work, loading) = (self.pool.state(), self.loading_pool.state());
+        PoolState { in_use: work.in_use + loading.in_use, idle: work.idle + loading.idle }
     }
 
     fn analyze(&self) -> Result<(), StoreError> {

@@ -130,8 +130,8 @@ impl SqliteStore {
         body(&mut reader).map_err(|error| self.note(error))
     }
 
-    /// What goes through whole tables is read as everything else.
-    fn read_much<T>(
+    /// Runs the query that loads payloads.
+    fn load<T>(
         &self,
         body: impl FnOnce(&mut SqliteConnection) -> TxResult<T>,
     ) -> Result<T, StoreError> {

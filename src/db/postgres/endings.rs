@@ -58,8 +58,8 @@ pub(super) fn store_batches(
     Ok((outcomes, Some(last)))
 }
 
-/// Locks those of `uses` that are this node's and open, in order of fence. For each use: `None` if
-/// it is held now, else how it ended.
+/// Locks those of `uses` that are this node's, in order of fence. For each use: `None` if it is open,
+/// else how it ended.
 fn lock_uses(
     store: &PgStore,
     c: &mut PgConnection,
@@ -67,35 +67,20 @@ fn lock_uses(
     uses: &[KeyUse],
 ) -> TxResult<Vec<Option<Outcome>>> {
     let fences: Vec<i64> = uses.iter().map(|u| u.fence.0.0).collect();
-    let columns = shared::use_columns::<PgConnection>();
+    // Ended ones as well: that they are not wanted would be an offer to search the index of open ones.
+    let query = format!(
+        "SELECT {} FROM key_uses WHERE ring_id = $1 AND fence = ANY($2) AND node = $3
+         ORDER BY fence FOR UPDATE",
+        shared::use_columns::<PgConnection>()
+    );
     let binds = [Bind::Int(ring.0), Bind::Ints(&fences), Bind::Text(&store.node.0)];
-    let lock = format!(
-        "SELECT {columns} FROM key_uses
-         WHERE ring_id = $1 AND fence = ANY($2) AND node = $3 AND end_tick IS NULL
-         ORDER BY fence FOR UPDATE"
-    );
-    let locked = c.prepared_rows::<UseRow>(&lock, &binds)?;
-    let held: Vec<KeyUse> = locked.iter().map(UseRow::key_use).collect();
-    if uses.iter().all(|u| held.contains(u)) {
-        return Ok(vec![None; uses.len()]);
+    let mut outcomes = HashMap::new();
+    for row in c.prepared_rows::<UseRow>(&query, &binds)? {
+        outcomes.insert(row.key_use(), row.outcome()?);
     }
-    let look = format!(
-        "SELECT {columns} FROM key_uses WHERE ring_id = $1 AND fence = ANY($2) AND node = $3"
-    );
-    let found = c.rows::<UseRow>(&look, &binds)?;
-    let mut ended = HashMap::new();
-    for row in &found {
-        ended.insert(row.key_use(), row.outcome()?);
-    }
-    Ok(uses
-        .iter()
-        .map(|u| match ended.get(u) {
-            _ if held.contains(u) => None,
-            // A use that is nowhere was rolled back with the state it belonged to.
-            None | Some(None) => Some(Outcome::Reclaimed),
-            Some(Some(outcome)) => Some(*outcome),
-        })
-        .collect())
+    // A use that is nowhere was rolled back with the state it belonged to.
+    let outcome = |u| outcomes.get(u).copied().unwrap_or(Some(Outcome::Reclaimed));
+    Ok(uses.iter().map(outcome).collect())
 }
 
 fn check_counts(c: &mut PgConnection, held: &[&SignedBatch]) -> TxResult<()> {
@@ -177,29 +162,29 @@ fn close_uses(
     let step = shared::step_of(outcome);
     let before = take_ticks(store, c, ring, uses.len())?;
     pass(step, "ticks_taken")?;
-    let ticks: Vec<i64> = (1..=int(uses.len())).map(|n| before.0 + n).collect();
     let column = |value: fn(&EndedUse) -> i64| -> Vec<i64> { uses.iter().map(value).collect() };
+    // By the place in the list, and not by a join: each row is then found by its own key alone.
     let closed = c.run_prepared(
-        "UPDATE key_uses u SET end_tick = v.tick, ended_at = clock_timestamp(), outcome = $1
-         FROM unnest($2, $3) AS v(fence, tick)
-         WHERE u.ring_id = $4 AND u.fence = v.fence AND u.fence = ANY($2)",
+        "UPDATE key_uses SET end_tick = $1 + array_position($2, fence),
+                ended_at = clock_timestamp(), outcome = $3
+         WHERE ring_id = $4 AND fence = ANY($2)",
         &[
-            Bind::Text(outcome.as_str()),
+            Bind::Int(before.0),
             Bind::Ints(&column(|ended| ended.key_use.fence.0.0)),
-            Bind::Ints(&ticks),
+            Bind::Text(outcome.as_str()),
             Bind::Int(ring.0),
         ],
     )?;
     expect_rows("key_uses", uses.len(), closed)?;
     pass(step, "uses_closed")?;
+    // No key is open twice, so that none is in the list twice.
     c.run_prepared(
-        "UPDATE keys k SET last_tick = v.tick, signature_count = k.signature_count + v.signatures
-         FROM (SELECT key_id, max(tick) AS tick, sum(signatures)::BIGINT AS signatures
-               FROM unnest($1, $2, $3) AS u(key_id, tick, signatures) GROUP BY key_id) v
-         WHERE k.id = v.key_id",
+        "UPDATE keys SET last_tick = $1 + array_position($2, id),
+                signature_count = signature_count + ($3)[array_position($2, id)]
+         WHERE id = ANY($2)",
         &[
+            Bind::Int(before.0),
             Bind::Ints(&column(|ended| ended.key_use.key.0)),
-            Bind::Ints(&ticks),
             Bind::Ints(&column(|ended| ended.signatures)),
         ],
     )?;

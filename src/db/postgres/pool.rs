@@ -31,15 +31,20 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    pub(super) fn new(url: &str, options: &StoreOptions) -> Self {
+    pub(super) fn new(
+        url: &str,
+        options: &StoreOptions,
+        purpose: Purpose,
+        max_connections: u32,
+    ) -> Self {
         let refusal = Arc::<LastRefusal>::default();
         let manager = Manager {
             url: url.to_owned(),
-            settings: session_settings(&options.node, options.lease),
+            settings: session_settings(&options.node, options.lease, purpose),
             refusal: Arc::clone(&refusal),
         };
         let pool = r2d2::Pool::builder()
-            .max_size(options.pool_size.max(2))
+            .max_size(max_connections.max(1))
             .min_idle(Some(0))
             .test_on_check_out(true)
             // Half of it is the longest pause between two attempts to connect.
@@ -84,6 +89,28 @@ impl Pool {
                     return Err(StoreError::Unavailable(message));
                 }
                 _ => {}
+            }
+        }
+    }
+}
+
+/// What the sessions of a pool do, and so how they plan their statements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// Everything else: each statement is planned for its parameters and for the tables as they are, since
+    /// a plan that was made for an empty table stays bad when it is full.
+    Work,
+    /// The one query that loads payloads, so often that to plan it each time would cost more than it
+    /// does: once for each session, and by index, however empty the tables are.
+    Loading,
+}
+
+impl Purpose {
+    fn settings(self) -> &'static str {
+        match self {
+            Purpose::Work => "SET plan_cache_mode = force_custom_plan",
+            Purpose::Loading => {
+                "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off"
             }
         }
     }
@@ -185,17 +212,15 @@ pub(in crate::db) fn connect(url: &str) -> Result<PgConnection, StoreError> {
 
 /// What each session sets for itself, whatever the server's or the role's defaults.
 ///
-/// Statements are planned once for each session, perhaps on tables that are still empty: without
-/// `enable_seqscan` they go by index even then, and stay fast when the tables have grown.
-///
 /// The server's messages must be English, since they tell errors apart (`errors.rs`). To ask for that
 /// is the superuser's right, so `chancery migrate` gives it to the runtime role where it can.
-fn session_settings(node: &NodeId, lease: Duration) -> String {
+fn session_settings(node: &NodeId, lease: Duration, purpose: Purpose) -> String {
     // PostgreSQL cuts application names at 63 bytes; a quote would end the literal.
     let application: String =
         format!("chancery/{node}").replace(['\'', '\\'], "_").chars().take(63).collect();
     let lock_timeout_ms = lease.as_millis() / 2;
     let idle_timeout_ms = lease.as_millis() * 3 / 4;
+    let planning = purpose.settings();
     format!(
         "SET application_name = '{application}';
          SET default_transaction_isolation = 'read committed';
@@ -206,7 +231,7 @@ fn session_settings(node: &NodeId, lease: Duration) -> String {
          SET tcp_keepalives_count = 3;
          SET timezone = 'UTC';
          SET jit = off;
-         SET enable_seqscan = off;
+         {planning};
          SELECT set_config('synchronous_commit', 'on', false)
          WHERE current_setting('synchronous_commit') IN ('off', 'local');
          DO $$ BEGIN SET lc_messages = 'C';

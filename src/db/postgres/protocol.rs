@@ -204,21 +204,35 @@ pub(super) fn load_batch(
     max_bytes: usize,
 ) -> TxResult<Vec<Record>> {
     pass("load", "begun")?;
-    let bounds = Bounds::of(ring, range, after, max_bytes);
-    // Payloads are read once it is known that all of them fit, as they nearly always do; octet_length
-    // reads none that is stored out of line. Without its limit a scan would go on behind the range to
-    // the end of the last transaction's records: a comparison of rows ends it only by its first column.
-    let all = "
-        SELECT inserted_xid, id, payload FROM records
-        WHERE ring_id = $1 AND (inserted_xid, id) > ($2, $3) AND (inserted_xid, id) <= ($4, $5)
-          AND (SELECT sum(octet_length(payload))
-               FROM (SELECT payload FROM records
-                     WHERE ring_id = $1 AND (inserted_xid, id) > ($2, $3)
-                       AND (inserted_xid, id) <= ($4, $5)
-                     ORDER BY inserted_xid, id LIMIT $6) r) <= $7
-        ORDER BY inserted_xid, id LIMIT $6";
-    let mut rows = c.prepared_rows::<RecordRow>(all, &bounds.binds())?;
-    if rows.is_empty() {
+    let low = Position { xid: range.low.xid, id: RecordId(range.low.id.0 - 1) };
+    let begin = after.unwrap_or(low);
+    let bounds = |sixth: i64, seventh: i64| {
+        [
+            Bind::Int(ring.0),
+            Bind::Int(begin.xid),
+            Bind::Int(begin.id.0),
+            Bind::Int(range.high.xid),
+            Bind::Int(range.high.id.0),
+            Bind::Int(sixth),
+            Bind::Int(seventh),
+        ]
+    };
+    // Without its limit a scan would go on behind the range to the end of the last transaction's
+    // records: a comparison of rows ends it only by its first column.
+    let limit = i64::from(range.record_count);
+    let mut rows = Vec::new();
+    // If no record is larger than its part of the bound all of them fit. They nearly always do, and then
+    // one plain scan reads them. octet_length reads no payload that is stored out of line.
+    if after.is_none() {
+        let all = "
+            SELECT inserted_xid, id, payload FROM records
+            WHERE ring_id = $1 AND (inserted_xid, id) > ($2, $3) AND (inserted_xid, id) <= ($4, $5)
+              AND octet_length(payload) <= $6
+            ORDER BY inserted_xid, id LIMIT $7";
+        let each = int(max_bytes) / limit.max(1);
+        rows = c.prepared_rows::<RecordRow>(all, &bounds(each, limit))?;
+    }
+    if rows.len() < range.record_count as usize {
         let first = "
             SELECT inserted_xid, id, payload
             FROM (SELECT inserted_xid, id, payload, row_number() OVER through AS n,
@@ -229,41 +243,10 @@ pub(super) fn load_batch(
                         ORDER BY inserted_xid, id LIMIT $6) r
                   WINDOW through AS (ORDER BY inserted_xid, id ROWS UNBOUNDED PRECEDING)) r
             WHERE bytes <= $7 OR n = 1 ORDER BY inserted_xid, id";
-        rows = c.prepared_rows::<RecordRow>(first, &bounds.binds())?;
+        rows = c.prepared_rows::<RecordRow>(first, &bounds(limit, int(max_bytes)))?;
     }
     pass("load", "read")?;
     Ok(rows.into_iter().map(Record::from).collect())
-}
-
-/// Which records are to be loaded, and how many bytes of them.
-struct Bounds {
-    ring: RingId,
-    /// The record before the first.
-    after: Position,
-    last: Position,
-    /// How many there are at the most: more would be more than the batch was made with.
-    records: u32,
-    max_bytes: usize,
-}
-
-impl Bounds {
-    fn of(ring: RingId, range: &BatchRange, after: Option<Position>, max_bytes: usize) -> Self {
-        let before = Position { xid: range.low.xid, id: RecordId(range.low.id.0 - 1) };
-        let after = after.unwrap_or(before);
-        Bounds { ring, after, last: range.high, records: range.record_count, max_bytes }
-    }
-
-    fn binds(&self) -> [Bind<'static>; 7] {
-        [
-            Bind::Int(self.ring.0),
-            Bind::Int(self.after.xid),
-            Bind::Int(self.after.id.0),
-            Bind::Int(self.last.xid),
-            Bind::Int(self.last.id.0),
-            Bind::Int(self.records.into()),
-            Bind::Int(int(self.max_bytes)),
-        ]
-    }
 }
 
 // Sweep, idle
