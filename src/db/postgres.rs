@@ -49,8 +49,8 @@ const OLD_SNAPSHOT: Duration = Duration::from_secs(60);
 
 /// The store on PostgreSQL. Any number of nodes may share one database.
 pub struct PgStore {
+    signing_pool: Pool,
     pool: Pool,
-    loading_pool: Pool,
     node: NodeId,
     lease: Duration,
     max_attempts: i32,
@@ -66,11 +66,11 @@ impl PgStore {
     pub fn open(url: &str, options: &StoreOptions) -> Result<Self, StoreError> {
         // One by hand: a pool that is thrown away takes a connection that comes late with it.
         drop(connect(url)?);
-        let for_loading = options.pool_size / 4;
-        let for_work = options.pool_size - for_loading;
+        let for_signing = options.pool_size / 2;
+        let for_the_rest = options.pool_size - for_signing;
         Ok(PgStore {
-            pool: Pool::new(url, options, Purpose::Work, for_work),
-            loading_pool: Pool::new(url, options, Purpose::Loading, for_loading),
+            signing_pool: Pool::new(url, options, Purpose::Signing, for_signing),
+            pool: Pool::new(url, options, Purpose::Rest, for_the_rest),
             node: options.node.clone(),
             lease: options.lease,
             max_attempts: i32::try_from(options.max_attempts).unwrap_or(i32::MAX),
@@ -91,9 +91,13 @@ impl PgStore {
             failpoint::pass(step, "begun")?;
             body(c)
         };
+        let pool = match step {
+            "check_out" | "store" => &self.signing_pool,
+            _ => &self.pool,
+        };
         let mut attempt = 1;
         loop {
-            let mut pooled = self.pool.connection()?;
+            let mut pooled = pool.connection()?;
             let done = PgConnection::transaction(&mut pooled.connection, &mut steps);
             pooled.note(&done);
             let error = match done {
@@ -136,7 +140,7 @@ impl PgStore {
         &self,
         body: impl FnOnce(&mut PgConnection) -> TxResult<T>,
     ) -> Result<T, StoreError> {
-        read_from(&self.loading_pool, body)
+        read_from(&self.signing_pool, body)
     }
 }
 
@@ -252,8 +256,8 @@ impl Store for PgStore {
     }
 
     fn pool_state(&self) -> PoolState {
-        let (work, loading) = (self.pool.state(), self.loading_pool.state());
-        PoolState { in_use: work.in_use + loading.in_use, idle: work.idle + loading.idle }
+        let (signing, rest) = (self.signing_pool.state(), self.pool.state());
+        PoolState { in_use: signing.in_use + rest.in_use, idle: signing.idle + rest.idle }
     }
 
     fn analyze(&self) -> Result<(), StoreError> {

@@ -46,8 +46,8 @@ pub(super) fn store_batches(
     pass("store", "counts_checked")?;
     copy_signatures(c, &held)?;
     pass("store", "copied")?;
-    let ended: Vec<EndedUse> = held.iter().map(|batch| EndedUse::stored(batch)).collect();
-    let last = close_uses(store, c, ring, &ended, Outcome::Stored)?;
+    // Before the ring's lock, so that it is held the shorter: who holds the lock of a batch's open use is
+    // alone in changing the batch.
     let batches: Vec<i64> = held.iter().map(|batch| batch.key_use.batch.0).collect();
     let changed = c.run_prepared(
         "UPDATE batches SET state = 'stored', stored_at = clock_timestamp() WHERE id = ANY($1)",
@@ -55,6 +55,8 @@ pub(super) fn store_batches(
     )?;
     expect_rows("batches", held.len(), changed)?;
     pass("store", "batches_stored")?;
+    let ended: Vec<EndedUse> = held.iter().map(|batch| EndedUse::stored(batch)).collect();
+    let last = close_uses(store, c, ring, &ended, Outcome::Stored)?;
     Ok((outcomes, Some(last)))
 }
 
@@ -66,14 +68,16 @@ fn lock_uses(
     ring: RingId,
     uses: &[KeyUse],
 ) -> TxResult<Vec<Option<Outcome>>> {
-    let fences: Vec<i64> = uses.iter().map(|u| u.fence.0.0).collect();
-    // Ended ones as well: that they are not wanted would be an offer to search the index of open ones.
+    let mut fences: Vec<i64> = uses.iter().map(|u| u.fence.0.0).collect();
+    fences.sort_unstable();
+    // Each is looked up by itself: on a small table, a plan for the whole list would read all of them.
     let query = format!(
-        "SELECT {} FROM key_uses WHERE ring_id = $1 AND fence = ANY($2) AND node = $3
-         ORDER BY fence FOR UPDATE",
+        "SELECT u.* FROM unnest($1) f(fence)
+         CROSS JOIN LATERAL (SELECT {} FROM key_uses
+                             WHERE ring_id = $2 AND fence = f.fence AND node = $3 FOR UPDATE) u",
         shared::use_columns::<PgConnection>()
     );
-    let binds = [Bind::Int(ring.0), Bind::Ints(&fences), Bind::Text(&store.node.0)];
+    let binds = [Bind::Ints(&fences), Bind::Int(ring.0), Bind::Text(&store.node.0)];
     let mut outcomes = HashMap::new();
     for row in c.prepared_rows::<UseRow>(&query, &binds)? {
         outcomes.insert(row.key_use(), row.outcome()?);
@@ -163,15 +167,18 @@ fn close_uses(
     let before = take_ticks(store, c, ring, uses.len())?;
     pass(step, "ticks_taken")?;
     let column = |value: fn(&EndedUse) -> i64| -> Vec<i64> { uses.iter().map(value).collect() };
-    // By the place in the list, and not by a join: each row is then found by its own key alone.
+    // Found one by one as they were locked, and a locked row stays where it is.
     let closed = c.run_prepared(
-        "UPDATE key_uses SET end_tick = $1 + array_position($2, fence),
-                ended_at = clock_timestamp(), outcome = $3
-         WHERE ring_id = $4 AND fence = ANY($2)",
+        "UPDATE key_uses u SET end_tick = $1 + v.n, ended_at = clock_timestamp(), outcome = $2
+         FROM (SELECT f.n, l.place
+               FROM unnest($3) WITH ORDINALITY f(fence, n)
+               CROSS JOIN LATERAL (SELECT ctid AS place FROM key_uses
+                                   WHERE ring_id = $4 AND fence = f.fence LIMIT 1) l) v
+         WHERE u.ctid = v.place",
         &[
             Bind::Int(before.0),
-            Bind::Ints(&column(|ended| ended.key_use.fence.0.0)),
             Bind::Text(outcome.as_str()),
+            Bind::Ints(&column(|ended| ended.key_use.fence.0.0)),
             Bind::Int(ring.0),
         ],
     )?;

@@ -97,21 +97,21 @@ impl Pool {
 /// What the sessions of a pool do, and so how they plan their statements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// Everything else: each statement is planned for its parameters and for the tables as they are, since
-    /// a plan that was made for an empty table stays bad when it is full.
-    Work,
-    /// The one query that loads payloads, so often that to plan it each time would cost more than it
-    /// does: once for each session, and by index, however empty the tables are.
-    Loading,
+    /// To check out, load and store: the same few statements again and again, each planned once for a
+    /// session. That may be on tables that are empty, and the plan must be good when they are full: so it
+    /// never reads a table from end to end.
+    Signing,
+    /// Everything else, planned as PostgreSQL likes.
+    Rest,
 }
 
 impl Purpose {
     fn settings(self) -> &'static str {
         match self {
-            Purpose::Work => "SET plan_cache_mode = force_custom_plan",
-            Purpose::Loading => {
-                "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off"
+            Purpose::Signing => {
+                "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET jit = off"
             }
+            Purpose::Rest => "SET jit = off",
         }
     }
 }
@@ -230,7 +230,6 @@ fn session_settings(node: &NodeId, lease: Duration, purpose: Purpose) -> String 
          SET tcp_keepalives_interval = 5;
          SET tcp_keepalives_count = 3;
          SET timezone = 'UTC';
-         SET jit = off;
          {planning};
          SELECT set_config('synchronous_commit', 'on', false)
          WHERE current_setting('synchronous_commit') IN ('off', 'local');

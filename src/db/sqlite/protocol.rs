@@ -4,12 +4,15 @@
 //! can run beside another writer. SQLite bounds an index by the first column of `(inserted_xid, id)
 //! > (?, ?)` alone, which here is 0 in every record, so the comparison is written out.
 
+use std::sync::OnceLock;
+
 use diesel::prelude::*;
 use diesel::sqlite::SqliteConnection;
 
 use super::SqliteStore;
 use crate::db::models::{BatchRow, EdgeRow, NumberRow, RecordRow, RingRow, UseRow, ranges};
 use crate::db::shared::{self, Bind, Session, TxResult};
+use crate::db::statement::Statement;
 use crate::db::{
     CheckOut, CheckedOut, GiveUp, KeyUse, ReclaimScope, Reclaimed, Refusal, Ring, Shortage,
     SignedBatch, StoreError, StoreOutcome,
@@ -28,13 +31,16 @@ pub(super) fn ring_row(
     ring: RingId,
 ) -> TxResult<Ring> {
     let query = format!("SELECT {} FROM rings WHERE id = $1", RingRow::COLUMNS);
-    let ring = Ring::try_from(c.row::<RingRow>(&query, &[Bind::Int(ring.0)])?)?;
+    let ring = Ring::try_from(c.prepared_row::<RingRow>(&query, &[Bind::Int(ring.0)])?)?;
     store.seen.check(ring.id, ring.tick)?;
     Ok(ring)
 }
 
 fn set_tick(c: &mut SqliteConnection, ring: RingId, tick: Tick) -> QueryResult<()> {
-    c.run("UPDATE rings SET tick = $1 WHERE id = $2", &[Bind::Int(tick.0), Bind::Int(ring.0)])?;
+    c.run_prepared(
+        "UPDATE rings SET tick = $1 WHERE id = $2",
+        &[Bind::Int(tick.0), Bind::Int(ring.0)],
+    )?;
     Ok(())
 }
 
@@ -63,7 +69,10 @@ pub(super) fn check_out(
     pass("check_out", "keys_chosen")?;
     let mut batches = shared::retry_batches(c, ring.id, keys.len())?;
     for batch in &batches {
-        c.run("UPDATE batches SET state = 'open' WHERE id = $1", &[Bind::Int(batch.id.0)])?;
+        c.run_prepared(
+            "UPDATE batches SET state = 'open' WHERE id = $1",
+            &[Bind::Int(batch.id.0)],
+        )?;
         pass("check_out", "retries_opened")?;
     }
     let fresh = next_ranges(c, &ring, keys.len() - batches.len(), request.batch_size.records())?;
@@ -83,7 +92,7 @@ pub(super) fn check_out(
     );
     for (batch, key) in batches.iter().zip(&keys) {
         tick = tick.next();
-        c.run(
+        c.run_prepared(
             &open_use,
             &[
                 Bind::Int(ring.id.0),
@@ -97,7 +106,7 @@ pub(super) fn check_out(
     }
     if !claimed.is_empty() {
         pass("check_out", "uses_opened")?;
-        c.run(
+        c.run_prepared(
             "UPDATE rings SET tick = $1, cursor_xid = $2, cursor_id = $3 WHERE id = $4",
             &[
                 Bind::Int(tick.0),
@@ -133,7 +142,7 @@ fn next_ranges(
         WHERE n % $5 IN (0, $5 - 1) OR n = (SELECT max(n) FROM next) ORDER BY n";
     let size = i64::from(batch_size);
     let limit = i64::try_from(batches).unwrap_or(i64::MAX).saturating_mul(size);
-    let edges = c.rows::<EdgeRow>(
+    let edges = c.prepared_rows::<EdgeRow>(
         query,
         &[
             Bind::Int(ring.id.0),
@@ -157,7 +166,7 @@ fn insert_batch(
          VALUES ($1, $2, $3, $4, $5, $6, $7) RETURNING {}",
         BatchRow::COLUMNS
     );
-    let row = c.row::<BatchRow>(
+    let row = c.prepared_row::<BatchRow>(
         &statement,
         &[
             Bind::Int(ring.0),
@@ -181,25 +190,25 @@ pub(super) fn load_batch(
     after: Option<Position>,
     max_bytes: usize,
 ) -> TxResult<Vec<Record>> {
-    use diesel::sql_types::BigInt;
     pass("load", "begun")?;
     let after = after.unwrap_or(Position { xid: range.low.xid, id: RecordId(range.low.id.0 - 1) });
     let last_of_first_xid = if after.xid == range.high.xid { range.high.id.0 } else { i64::MAX };
-    let query = diesel::sql_query(
-        "SELECT inserted_xid, id, payload FROM records
+    let query = "SELECT inserted_xid, id, payload FROM records
          WHERE ring_id = $1 AND inserted_xid = $2 AND id > $3 AND id <= $4
          UNION ALL
          SELECT inserted_xid, id, payload FROM records
          WHERE ring_id = $1 AND inserted_xid > $2 AND inserted_xid <= $5
            AND (inserted_xid < $5 OR id <= $6)
-         ORDER BY inserted_xid, id",
-    )
-    .bind::<BigInt, _>(ring.0)
-    .bind::<BigInt, _>(after.xid)
-    .bind::<BigInt, _>(after.id.0)
-    .bind::<BigInt, _>(last_of_first_xid)
-    .bind::<BigInt, _>(range.high.xid)
-    .bind::<BigInt, _>(range.high.id.0);
+         ORDER BY inserted_xid, id";
+    let binds = [
+        Bind::Int(ring.0),
+        Bind::Int(after.xid),
+        Bind::Int(after.id.0),
+        Bind::Int(last_of_first_xid),
+        Bind::Int(range.high.xid),
+        Bind::Int(range.high.id.0),
+    ];
+    let query = Statement::prepared(query, &binds);
     let mut records = Vec::new();
     let mut bytes = 0;
     // Rows come one by one, and of what lies behind the slice only the first payload is read.
@@ -233,7 +242,7 @@ pub(super) fn store_batches(
                 pass("store", "copied")?;
                 tick = tick.next();
                 close_use(c, batch.key_use, tick, Outcome::Stored)?;
-                c.run(
+                c.run_prepared(
                     &format!(
                         "UPDATE batches SET state = 'stored', stored_at = {NOW} WHERE id = $1"
                     ),
@@ -263,32 +272,49 @@ fn standing(
         shared::use_columns::<SqliteConnection>()
     );
     let binds = [Bind::Int(ring.0), Bind::Int(key_use.fence.0.0), Bind::Text(&store.node.0)];
-    match c.rows::<UseRow>(&query, &binds)?.pop() {
+    match c.prepared_rows::<UseRow>(&query, &binds)?.pop() {
         Some(row) if row.key_use() == key_use => Ok(row.outcome()?),
         // A use that is nowhere was rolled back with the state it belonged to.
         _ => Ok(Some(Outcome::Reclaimed)),
     }
 }
 
+/// How many signatures one statement inserts. With more it gains little (docs/BENCHMARKS.md).
+const ROWS_AT_ONCE: usize = 50;
+
+/// The statement that inserts one signature, or [`ROWS_AT_ONCE`].
+fn insert_of(rows: usize) -> &'static str {
+    static ONE: OnceLock<String> = OnceLock::new();
+    static MANY: OnceLock<String> = OnceLock::new();
+    let statement = if rows == 1 { &ONE } else { &MANY };
+    statement.get_or_init(|| {
+        let values = (0..rows).map(|row| format!("($1, ${}, ${})", 2 * row + 2, 2 * row + 3));
+        let values = values.collect::<Vec<_>>().join(", ");
+        format!("INSERT INTO signatures (batch_id, record_id, signature) VALUES {values}")
+    })
+}
+
 fn insert_signatures(c: &mut SqliteConnection, batch: &SignedBatch) -> TxResult<()> {
     let query = "SELECT record_count AS value FROM batches WHERE id = $1";
-    let expected = c.number(query, &[Bind::Int(batch.key_use.batch.0)])?.unsigned_abs();
+    let expected = c.prepared_number(query, &[Bind::Int(batch.key_use.batch.0)])?.unsigned_abs();
     let found = batch.signatures.len() as u64;
     if expected != found {
         return Err(StoreError::Refused(Refusal::Count { expected, found }).into());
     }
-    // One statement for the whole batch: the ids as a JSON array, the signatures end to end.
-    let ids: Vec<String> = batch.signatures.iter().map(|(record, _)| record.to_string()).collect();
-    let signatures: Vec<u8> = batch.signatures.iter().flat_map(|(_, s)| s.0).collect();
-    let inserted = c.run(
-        "INSERT INTO signatures (record_id, batch_id, signature)
-         SELECT value, $1, substr($2, key * 64 + 1, 64) FROM json_each($3)",
-        &[
-            Bind::Int(batch.key_use.batch.0),
-            Bind::Bytes(&signatures),
-            Bind::Text(&format!("[{}]", ids.join(","))),
-        ],
-    )? as u64;
+    let mut inserted = 0;
+    let mut rest = batch.signatures.as_slice();
+    while !rest.is_empty() {
+        let rows = if rest.len() >= ROWS_AT_ONCE { ROWS_AT_ONCE } else { 1 };
+        let (first, later) = rest.split_at(rows);
+        rest = later;
+        let mut binds = Vec::with_capacity(1 + 2 * rows);
+        binds.push(Bind::Int(batch.key_use.batch.0));
+        for (record, signature) in first {
+            binds.push(Bind::Int(record.0));
+            binds.push(Bind::Bytes(signature.as_bytes()));
+        }
+        inserted += c.run_prepared(insert_of(rows), &binds)? as u64;
+    }
     if inserted != expected {
         return Err(StoreError::Refused(Refusal::Count { expected, found: inserted }).into());
     }
@@ -302,7 +328,7 @@ fn close_use(
     outcome: Outcome,
 ) -> TxResult<()> {
     let step = shared::step_of(outcome);
-    c.run(
+    c.run_prepared(
         &format!(
             "UPDATE key_uses SET end_tick = $1, ended_at = {NOW}, outcome = $2
              WHERE ring_id = $3 AND fence = $4"
@@ -315,7 +341,7 @@ fn close_use(
         ],
     )?;
     pass(step, "uses_closed")?;
-    c.run(
+    c.run_prepared(
         "UPDATE keys SET last_tick = $1, signature_count = signature_count
              + CASE WHEN $2 = 'stored' THEN (SELECT record_count FROM batches WHERE id = $3) ELSE 0 END
          WHERE id = $4",
@@ -346,7 +372,7 @@ pub(super) fn renew(
     let mut renewed = Vec::new();
     for fence in fences {
         let binds = [Bind::Int(ring.0), Bind::Int(fence.0.0), Bind::Text(&store.node.0)];
-        if c.run(&statement, &binds)? == 1 {
+        if c.run_prepared(&statement, &binds)? == 1 {
             renewed.push(*fence);
         }
     }
@@ -397,7 +423,7 @@ fn fail_batch(
         Bind::Int(store.max_attempts),
         Bind::Int(key_use.batch.0),
     ];
-    Ok(c.number(statement, &binds)? == 1)
+    Ok(c.prepared_number(statement, &binds)? == 1)
 }
 
 pub(super) fn reclaim(
@@ -418,7 +444,7 @@ pub(super) fn reclaim(
         shared::use_columns::<SqliteConnection>()
     );
     let mut reclaimed = Reclaimed::default();
-    for row in c.rows::<UseRow>(&query, &[Bind::Int(ring.0)])? {
+    for row in c.prepared_rows::<UseRow>(&query, &[Bind::Int(ring.0)])? {
         let key_use = row.key_use();
         tick = tick.next();
         close_use(c, key_use, tick, Outcome::Reclaimed)?;
@@ -484,7 +510,7 @@ fn adjoin(
                                 WHERE ring_id = $1 AND inserted_xid = $2
                                   AND id > $3 AND id < $4) AS value";
     let binds = [Bind::Int(ring.0), Bind::Int(low.xid), Bind::Int(low.id.0), Bind::Int(high.id.0)];
-    Ok(c.number(query, &binds)? == 0)
+    Ok(c.prepared_number(query, &binds)? == 0)
 }
 
 /// Whether a checkout would find a batch, and the ring's tick.
@@ -498,7 +524,7 @@ pub(super) fn has_work(c: &mut SqliteConnection, ring: RingId) -> QueryResult<(b
                        WHERE r.ring_id = $1 AND r.inserted_xid > g.cursor_xid)) AS value
         FROM rings g WHERE g.id = $1
         UNION ALL SELECT tick FROM rings WHERE id = $1";
-    let rows = c.rows::<NumberRow>(query, &[Bind::Int(ring.0)])?;
+    let rows = c.prepared_rows::<NumberRow>(query, &[Bind::Int(ring.0)])?;
     let [work, tick] = rows.as_slice() else {
         return Err(diesel::result::Error::NotFound);
     };
