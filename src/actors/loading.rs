@@ -166,7 +166,16 @@ pub(super) async fn load_together(
     };
     let wanted = permits.permits(stations.slice_bytes);
     let Ok(mut held) = permits.acquire(wanted).await else { return nothing() };
-    let Ok(Ok(records)) = ask_loader(stations, first, range, None).await else { return nothing() };
+    let records = match ask_loader(stations, first, range, None).await {
+        Ok(Ok(records)) => records,
+        Ok(Err(error)) => {
+            if !error.is_retryable() {
+                tracing::warn!(%error, "could not load batches together: each by itself");
+            }
+            return nothing();
+        }
+        Err(_) => return nothing(),
+    };
     let needed = permits.permits(payload_bytes(&records));
     if needed > wanted {
         return nothing();

@@ -10,6 +10,7 @@ mod intake;
 mod pool;
 mod protocol;
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use diesel::Connection;
@@ -87,7 +88,9 @@ impl PgStore {
         step: &'static str,
         mut body: impl FnMut(&mut PgConnection) -> TxResult<T>,
     ) -> Result<T, StoreError> {
+        let has_begun = Cell::new(false);
         let mut steps = |c: &mut PgConnection| {
+            has_begun.set(true);
             failpoint::pass(step, "begun")?;
             body(c)
         };
@@ -100,12 +103,16 @@ impl PgStore {
             let mut pooled = pool.connection()?;
             let done = PgConnection::transaction(&mut pooled.connection, &mut steps);
             pooled.note(&done);
+            let was_lost = pooled.is_trusted && !has_begun.get();
+            drop(pooled);
             let error = match done {
                 Ok(value) => return shared::committed(step, value),
                 Err(TxError::Store(error)) => return Err(error),
                 Err(TxError::Diesel(error)) => classify(error),
             };
-            if !matches!(error, StoreError::Busy(_)) || attempt == BUSY_ATTEMPTS {
+            // A session that was ended while it was idle: the next connection is asked first.
+            let is_passing = matches!(error, StoreError::Busy(_)) || was_lost;
+            if !is_passing || attempt == BUSY_ATTEMPTS {
                 return Err(error);
             }
             attempt += 1;

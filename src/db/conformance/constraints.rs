@@ -304,7 +304,7 @@ fn truncate_is_refused_even_to_the_owner_on_postgresql() {
         refuses(&f, &format!("TRUNCATE {table} CASCADE"), &[&reason]);
     }
     for table in ["keys", "rings"] {
-        let reason = "TRUNCATE on key_uses is refused";
+        let reason = "TRUNCATE on key_events is refused";
         refuses(
             &f,
             &format!("TRUNCATE {table} CASCADE"),

@@ -21,7 +21,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How often a caller who waits looks whether connecting has failed meanwhile.
 const GLANCE: Duration = Duration::from_millis(50);
 
-/// For how long a connection that has answered is lent again without being asked first.
+/// For how long a connection for signing that has answered is lent again without being asked first: to
+/// ask costs as much as a small statement.
 const TRUST: Duration = Duration::from_millis(200);
 
 /// Up to so many connections to one database.
@@ -41,6 +42,7 @@ impl Pool {
         let manager = Manager {
             url: url.to_owned(),
             settings: session_settings(&options.node, options.lease, purpose),
+            trust: if purpose == Purpose::Signing { TRUST } else { Duration::ZERO },
             refusal: Arc::clone(&refusal),
         };
         let pool = r2d2::Pool::builder()
@@ -121,6 +123,8 @@ pub(super) struct Pooled {
     pub(super) connection: PgConnection,
     /// When it last did what it was asked to; `None` if it failed since.
     answered: Option<Instant>,
+    /// Whether it was lent without being asked first.
+    pub(super) is_trusted: bool,
 }
 
 impl Pooled {
@@ -134,6 +138,7 @@ impl Pooled {
 pub(super) struct Manager {
     url: String,
     settings: String,
+    trust: Duration,
     refusal: Arc<LastRefusal>,
 }
 
@@ -174,7 +179,7 @@ impl ManageConnection for Manager {
         match made {
             Ok(connection) => {
                 self.refusal.clear();
-                Ok(Pooled { connection, answered: None })
+                Ok(Pooled { connection, answered: None, is_trusted: false })
             }
             Err(error) => {
                 self.refusal.note(error);
@@ -184,7 +189,8 @@ impl ManageConnection for Manager {
     }
 
     fn is_valid(&self, pooled: &mut Pooled) -> Result<(), NotConnected> {
-        if pooled.answered.is_some_and(|at| at.elapsed() < TRUST) {
+        pooled.is_trusted = pooled.answered.is_some_and(|at| at.elapsed() < self.trust);
+        if pooled.is_trusted {
             return Ok(());
         }
         pooled.connection.ping().map_err(|_| NotConnected)
