@@ -5,6 +5,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use actix::prelude::*;
@@ -43,6 +44,8 @@ pub(super) struct Stations {
     pub(super) payload_permits: Arc<PayloadPermits>,
     /// How many bytes of payload are loaded and signed at a time.
     pub(super) slice_bytes: usize,
+    /// How many bytes the payload of a record had on average when one was loaded last; 0 at first.
+    pub(super) record_bytes: Arc<AtomicU64>,
     /// After how long a station that has not answered counts as failed.
     pub(super) watchdog: Duration,
     /// After how many failures of its own the store quarantines a batch.

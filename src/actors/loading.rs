@@ -1,6 +1,7 @@
 //! Brings payloads into memory, within what the node may hold of them.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -13,8 +14,8 @@ use crate::types::{BatchRange, Position, Record};
 /// The unit of the permits on payload bytes.
 const PERMIT_BYTES: usize = 1024;
 
-/// How many records are loaded together for several small batches.
-const MOST_TOGETHER: u32 = 500;
+/// How many records are loaded together for several batches, at the most.
+const MOST_TOGETHER: u64 = 4096;
 
 /// How long to wait between attempts while the database is not reachable.
 const PAUSE: Duration = Duration::from_millis(250);
@@ -67,7 +68,7 @@ pub(super) async fn load_slice(
         let wanted = permits.permits(*slice_bytes);
         let mut held = permits.acquire(wanted).await?;
         let records = load(stations, checkout, after).await?;
-        let bytes = payload_bytes(&records);
+        let bytes = payload_bytes(stations, &records);
         let needed = permits.permits(bytes);
         if needed <= wanted {
             drop(held.split((wanted - needed) as usize));
@@ -115,24 +116,31 @@ async fn ask_loader(
     answer(stations, "loader", stations.loader.send(message)).await
 }
 
-fn payload_bytes(records: &[Record]) -> usize {
-    records.iter().map(|record| record.payload.len()).sum()
+/// The payloads' bytes, of which the next slices are expected to have as many for each record.
+fn payload_bytes(stations: &Stations, records: &[Record]) -> usize {
+    let bytes = records.iter().map(|record| record.payload.len()).sum();
+    if let Some(mean) = usize::checked_div(bytes, records.len()) {
+        stations.record_bytes.store(mean as u64, Ordering::Relaxed);
+    }
+    bytes
 }
 
-/// Puts together batches that follow upon each other, up to so many records that one query for them all
-/// costs little more than one for each would.
-pub(super) fn together(checkouts: Vec<Checkout>) -> Vec<Vec<Checkout>> {
+/// Puts together batches that follow upon each other, as many as one query is likely to load in one slice.
+pub(super) fn together(stations: &Stations, checkouts: Vec<Checkout>) -> Vec<Vec<Checkout>> {
+    let record_bytes = stations.record_bytes.load(Ordering::Relaxed).max(1);
+    // Records differ in size, so half a slice is left to chance.
+    let most = (stations.slice_bytes as u64 / (2 * record_bytes)).min(MOST_TOGETHER);
     let mut groups: Vec<Vec<Checkout>> = Vec::new();
     let mut records = 0;
     for checkout in checkouts {
-        let range = checkout.batch.range;
-        records += range.record_count;
+        let own = u64::from(checkout.batch.range.record_count);
+        records += own;
         match groups.last_mut() {
-            Some(group) if records <= MOST_TOGETHER && follows(&checkout, group) => {
+            Some(group) if records <= most && follows(&checkout, group) => {
                 group.push(checkout);
             }
             _ => {
-                records = range.record_count;
+                records = own;
                 groups.push(vec![checkout]);
             }
         }
@@ -176,7 +184,7 @@ pub(super) async fn load_together(
         }
         Err(_) => return nothing(),
     };
-    let needed = permits.permits(payload_bytes(&records));
+    let needed = permits.permits(payload_bytes(stations, &records));
     if needed > wanted {
         return nothing();
     }

@@ -192,6 +192,7 @@ impl Supervisor {
             clock,
             payload_permits: Arc::clone(&settings.budget.payload_permits),
             slice_bytes: settings.slice_bytes.min(most_bytes),
+            record_bytes: Arc::default(),
             watchdog: settings.watchdog,
             max_attempts: settings.max_attempts,
             troubles: team.troubles,
@@ -306,7 +307,7 @@ impl Supervisor {
                 actix::spawn(batch_job::hand_back(self.stations.clone(), checkout));
             }
         } else {
-            for checkouts in loading::together(granted.checkouts) {
+            for checkouts in loading::together(&self.stations, granted.checkouts) {
                 reach("supervisor", "starting");
                 self.in_flight += u32::try_from(checkouts.len()).unwrap_or(u32::MAX);
                 let supervisor = context.address();

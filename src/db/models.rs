@@ -113,6 +113,30 @@ impl From<PositionRow> for Position {
     }
 }
 
+/// The first and the last record of a batch to be made.
+#[derive(QueryableByName)]
+pub(super) struct RangeRow {
+    #[diesel(sql_type = BigInt)]
+    low_xid: i64,
+    #[diesel(sql_type = BigInt)]
+    low_id: i64,
+    #[diesel(sql_type = BigInt)]
+    high_xid: i64,
+    #[diesel(sql_type = BigInt)]
+    high_id: i64,
+}
+
+impl RangeRow {
+    pub(super) fn range(self, record_count: u32) -> BatchRange {
+        let position = |xid, id| Position { xid, id: RecordId(id) };
+        BatchRange {
+            low: position(self.low_xid, self.low_id),
+            high: position(self.high_xid, self.high_id),
+            record_count,
+        }
+    }
+}
+
 /// An edge of a batch to be made: the `n`th record behind the cursor, counted from 0.
 #[derive(QueryableByName)]
 pub(super) struct EdgeRow {

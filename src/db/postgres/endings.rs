@@ -109,6 +109,9 @@ fn check_counts(c: &mut PgConnection, held: &[&SignedBatch]) -> TxResult<()> {
 /// COPY in the binary format (PostgreSQL's documentation of COPY, "Binary Format").
 fn copy_signatures(c: &mut PgConnection, held: &[&SignedBatch]) -> TxResult<()> {
     let rows: usize = held.iter().map(|batch| batch.signatures.len()).sum();
+    // In the order of the primary key, whose index then grows at its end.
+    let mut held = held.to_vec();
+    held.sort_by_key(|batch| batch.signatures.first().map(|(record, _)| *record));
     let mut data = Vec::with_capacity(21 + rows * 94);
     data.extend_from_slice(b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0");
     for batch in held {

@@ -9,7 +9,9 @@ use diesel::sql_types::{Array, BigInt};
 use diesel::{QueryResult, RunQueryDsl, sql_query};
 
 use super::{CURRENT_XID, PgStore, int, ring_bind};
-use crate::db::models::{BatchRow, EdgeRow, FlagRow, PositionRow, RecordRow, RingRow, ranges};
+use crate::db::models::{
+    BatchRow, EdgeRow, FlagRow, PositionRow, RangeRow, RecordRow, RingRow, ranges,
+};
 use crate::db::shared::{self, Bind, Session, TxResult};
 use crate::db::{CheckOut, CheckedOut, ClaimedBatch, KeyUse, Ring, Shortage};
 use crate::failpoint::pass;
@@ -101,6 +103,9 @@ pub(super) fn check_out(
     Ok((CheckedOut { batches: claimed, shortage }, tick))
 }
 
+/// From how many records on a batch's edges are looked up, and not found by counting all of its records.
+const LARGE_BATCH: u32 = 32;
+
 /// The ranges of up to `batches` new batches behind the ring's cursor.
 ///
 /// Only records of transactions older than every one still running: what commits later lies
@@ -111,9 +116,65 @@ fn next_ranges(
     batches: usize,
     batch_size: u32,
 ) -> TxResult<Vec<BatchRange>> {
-    if batches == 0 {
-        return Ok(Vec::new());
+    let mut ranges = Vec::new();
+    if batch_size >= LARGE_BATCH && batches > 0 {
+        ranges = full_ranges(c, ring, batches, batch_size)?;
     }
+    let left = batches - ranges.len();
+    if left > 0 {
+        let cursor = ranges.last().map_or(ring.cursor, |range| range.high);
+        ranges.extend(counted_ranges(c, ring.id, cursor, left, batch_size)?);
+    }
+    Ok(ranges)
+}
+
+/// Those of them that have `batch_size` records: each is two records that are looked up by index, without
+/// a look at what lies between them.
+fn full_ranges(
+    c: &mut PgConnection,
+    ring: &Ring,
+    batches: usize,
+    batch_size: u32,
+) -> TxResult<Vec<BatchRange>> {
+    let query = "
+        WITH RECURSIVE full_batch (n, low_xid, low_id, high_xid, high_id) AS (
+            SELECT 0::BIGINT, $1::BIGINT, $2::BIGINT, $1, $2
+            UNION ALL
+            SELECT b.n + 1, low.inserted_xid, low.id, high.inserted_xid, high.id
+            FROM full_batch b
+            CROSS JOIN LATERAL (
+                SELECT inserted_xid, id FROM records
+                WHERE ring_id = $3 AND (inserted_xid, id) > (b.high_xid, b.high_id)
+                ORDER BY inserted_xid, id LIMIT 1) low
+            CROSS JOIN LATERAL (
+                SELECT inserted_xid, id FROM records
+                WHERE ring_id = $3 AND (inserted_xid, id) > (b.high_xid, b.high_id)
+                  AND inserted_xid < pg_snapshot_xmin(pg_current_snapshot())::TEXT::BIGINT
+                                     + chancery_xid_offset()
+                ORDER BY inserted_xid, id LIMIT 1 OFFSET $4 - 1) high
+            WHERE b.n < $5)
+        SELECT low_xid, low_id, high_xid, high_id FROM full_batch WHERE n > 0 ORDER BY n";
+    let rows = c.prepared_rows::<RangeRow>(
+        query,
+        &[
+            Bind::Int(ring.cursor.xid),
+            Bind::Int(ring.cursor.id.0),
+            Bind::Int(ring.id.0),
+            Bind::Int(batch_size.into()),
+            Bind::Int(int(batches)),
+        ],
+    )?;
+    Ok(rows.into_iter().map(|row| row.range(batch_size)).collect())
+}
+
+/// Those of any size, by looking at each record behind `cursor`.
+fn counted_ranges(
+    c: &mut PgConnection,
+    ring: RingId,
+    cursor: Position,
+    batches: usize,
+    batch_size: u32,
+) -> TxResult<Vec<BatchRange>> {
     let query = "
         WITH next AS MATERIALIZED (
             SELECT row_number() OVER (ORDER BY inserted_xid, id) - 1 AS n, inserted_xid, id
@@ -128,9 +189,9 @@ fn next_ranges(
     let edges = c.prepared_rows::<EdgeRow>(
         query,
         &[
-            Bind::Int(ring.id.0),
-            Bind::Int(ring.cursor.xid),
-            Bind::Int(ring.cursor.id.0),
+            Bind::Int(ring.0),
+            Bind::Int(cursor.xid),
+            Bind::Int(cursor.id.0),
             Bind::Int(int(batches).saturating_mul(size)),
             Bind::Int(size),
         ],
