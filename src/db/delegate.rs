@@ -336,7 +336,7 @@ macro_rules! shared_methods {
             after: Option<RecordId>,
             max_bytes: usize,
         ) -> Result<Vec<SignedRecord>, StoreError> {
-            self.read(|c| shared::signed_records(c, after, max_bytes))
+            self.load(|c| shared::signed_records(c, after, max_bytes))
         }
 
         fn batch_keys(&self, batches: &[BatchId]) -> Result<Vec<BatchKey>, StoreError> {
@@ -366,7 +366,7 @@ macro_rules! shared_methods {
             after: Option<RecordId>,
             limit: u32,
         ) -> Result<Vec<Membership>, StoreError> {
-            self.read(|c| shared::memberships(c, after, limit))
+            self.load(|c| shared::memberships(c, after, limit))
         }
 
         fn open_uses(&self) -> Result<Vec<OpenUse>, StoreError> {

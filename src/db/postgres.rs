@@ -142,7 +142,7 @@ impl PgStore {
         read_from(&self.pool, body)
     }
 
-    /// Runs the query that loads payloads.
+    /// Runs a read that must go by index.
     fn load<T>(
         &self,
         body: impl FnOnce(&mut PgConnection) -> TxResult<T>,

@@ -517,17 +517,21 @@ pub(super) fn signed_records<S: Session>(
     // The lengths are summed apart from the payloads, so that a page of large ones is never read
     // beyond its end. SQLite copies every column that the query of a window function names: without
     // the materialized step each page read all payloads behind it (40 of 16 MiB: 27 s, now 5 s).
-    let query = "WITH page AS MATERIALIZED (
+    // The bounds on records say what the joins imply, so that no plan reads more of them.
+    let query = "WITH first AS MATERIALIZED (
+                     SELECT record_id, batch_id, signature FROM signatures
+                     WHERE record_id > $1 ORDER BY record_id LIMIT $2),
+                 page AS MATERIALIZED (
                      SELECT s.record_id, s.batch_id, s.signature,
                             coalesce(length(r.payload), 0) AS bytes
-                     FROM (SELECT record_id, batch_id, signature FROM signatures
-                           WHERE record_id > $1 ORDER BY record_id LIMIT $2) s
-                     LEFT JOIN records r ON r.id = s.record_id)
+                     FROM first s LEFT JOIN records r ON r.id = s.record_id
+                      AND r.id > $1 AND r.id <= (SELECT max(record_id) FROM first))
                  SELECT t.record_id, t.batch_id, t.signature, r.external_id, r.payload
                  FROM (SELECT record_id, batch_id, signature,
                               sum(bytes) OVER (ORDER BY record_id) - bytes AS bytes_before
                        FROM page) t
                  LEFT JOIN records r ON r.id = t.record_id
+                  AND r.id > $1 AND r.id <= (SELECT max(record_id) FROM first)
                  WHERE t.bytes_before < $3 ORDER BY t.record_id";
     let after = after.map_or(i64::MIN, |record| record.0);
     // A page is empty only at the end.
@@ -589,10 +593,14 @@ pub(super) fn memberships<S: Session>(
     after: Option<RecordId>,
     limit: u32,
 ) -> TxResult<Vec<Membership>> {
-    let query = "SELECT s.record_id, s.batch_id, r.ring_id, r.inserted_xid
-                 FROM (SELECT record_id, batch_id FROM signatures
-                       WHERE record_id > $1 ORDER BY record_id LIMIT $2) s
-                 LEFT JOIN records r ON r.id = s.record_id ORDER BY s.record_id";
+    // The bounds on records say what the join implies, so that no plan reads more of them.
+    let query = "WITH page AS MATERIALIZED (
+                     SELECT record_id, batch_id FROM signatures
+                     WHERE record_id > $1 ORDER BY record_id LIMIT $2)
+                 SELECT s.record_id, s.batch_id, r.ring_id, r.inserted_xid
+                 FROM page s LEFT JOIN records r
+                 ON r.id = s.record_id AND r.id > $1 AND r.id <= (SELECT max(record_id) FROM page)
+                 ORDER BY s.record_id";
     let after = after.map_or(i64::MIN, |record| record.0);
     let rows = s.rows::<MembershipRow>(query, &[Bind::Int(after), Bind::Int(limit.into())])?;
     Ok(rows.into_iter().map(Membership::from).collect())

@@ -130,7 +130,7 @@ impl SqliteStore {
         body(&mut reader).map_err(|error| self.note(error))
     }
 
-    /// Runs the query that loads payloads.
+    /// Runs a read that must go by index; all do.
     fn load<T>(
         &self,
         body: impl FnOnce(&mut SqliteConnection) -> TxResult<T>,

@@ -17,7 +17,7 @@ use serde::Serialize;
 use super::pages::{PAGE_BYTES, Page, SignedPages};
 use crate::db::{BatchKey, SignedRecord, Store, StoreError};
 use crate::keyring::jwk;
-use crate::signing::{PublicKey, Signature, Verifiable, verify_all};
+use crate::signing::{PublicKey, Signature, Verifiable, Verifier};
 use crate::types::{BatchId, KeyId, Kid, RecordId, RingId};
 
 /// How many bad signatures a report lists; it counts them all.
@@ -46,8 +46,9 @@ pub fn verify(
         for _ in 0..threads {
             let (pages, verdicts) = (Arc::clone(&page_receiver), verdict_sender.clone());
             scope.spawn(move || {
+                let mut judge = Judge::default();
                 while let Some(page) = receive(&pages) {
-                    if verdicts.send(judge(&page)).is_err() {
+                    if verdicts.send(judge.judge(&page)).is_err() {
                         return;
                     }
                 }
@@ -160,29 +161,46 @@ struct PageVerdict {
     bad: Vec<BadRecord>,
 }
 
-fn judge(page: &Page) -> PageVerdict {
-    let mut faults = HashMap::new();
-    let mut keys = HashSet::new();
-    let mut bad = Vec::new();
-    let mut to_verify = Vec::with_capacity(page.records.len());
-    let mut verifiable = Vec::with_capacity(page.records.len());
-    for signed in &page.records {
-        let key = page.key(signed.batch);
-        keys.extend(key.map(|key| key.key));
-        let key_fault = key.and_then(|key| *faults.entry(key.key).or_insert_with(|| fault_of(key)));
-        match prepare(signed, key, key_fault) {
-            Ok(item) => {
-                to_verify.push((signed, key));
-                verifiable.push(item);
+/// A worker, with what it knows of the keys that it has seen.
+#[derive(Default)]
+struct Judge {
+    verifier: Verifier,
+    /// By the thumbprint and the bytes that it should be of.
+    faults: HashMap<(Kid, Vec<u8>), Option<BadReason>>,
+}
+
+impl Judge {
+    fn judge(&mut self, page: &Page) -> PageVerdict {
+        let mut batches: HashMap<BatchId, Option<BadReason>> = HashMap::new();
+        let mut keys = HashSet::new();
+        let mut bad = Vec::new();
+        let mut to_verify = Vec::with_capacity(page.records.len());
+        let mut verifiable = Vec::with_capacity(page.records.len());
+        for signed in &page.records {
+            let key = page.key(signed.batch);
+            let key_fault = *batches.entry(signed.batch).or_insert_with(|| {
+                keys.extend(key.map(|key| key.key));
+                key.and_then(|key| self.fault_of(key))
+            });
+            match prepare(signed, key, key_fault) {
+                Ok(item) => {
+                    to_verify.push((signed, key));
+                    verifiable.push(item);
+                }
+                Err(reason) => bad.push(bad_record(signed, key, reason)),
             }
-            Err(reason) => bad.push(bad_record(signed, key, reason)),
         }
+        for index in self.verifier.verify_all(&verifiable).err().unwrap_or_default() {
+            let (signed, key) = to_verify[index];
+            bad.push(bad_record(signed, key, BadReason::DoesNotVerify));
+        }
+        PageVerdict { checked: page.records.len(), keys, bad }
     }
-    for index in verify_all(&verifiable).err().unwrap_or_default() {
-        let (signed, key) = to_verify[index];
-        bad.push(bad_record(signed, key, BadReason::DoesNotVerify));
+
+    fn fault_of(&mut self, key: &BatchKey) -> Option<BadReason> {
+        let known = (key.kid.clone(), key.public_key.clone());
+        *self.faults.entry(known).or_insert_with(|| fault_of(key))
     }
-    PageVerdict { checked: page.records.len(), keys, bad }
 }
 
 fn prepare<'a>(
