@@ -5,6 +5,7 @@
 //! cargo bench --bench end_to_end                          # builds the release program, and measures all
 //! cargo bench --bench end_to_end -- --runs 3 batch-size   # one axis
 //! cargo bench --bench end_to_end -- --write docs/benchmarks
+//! cargo bench --bench end_to_end -- --scale --records 10000000 --write docs/benchmarks
 //! ```
 //!
 //! It starts a PostgreSQL server of its own, with fsync on, and makes SQLite files beside it. The program
@@ -21,6 +22,7 @@
 mod bare;
 mod place;
 mod plot;
+mod scale;
 mod table;
 
 use std::path::PathBuf;
@@ -53,6 +55,9 @@ struct Arguments {
     /// A Python with psycopg and cryptography, to measure benches/end_to_end/baseline.py beside it
     #[arg(long)]
     python: Option<PathBuf>,
+    /// One long run on each database instead, tenth by tenth, verified and audited
+    #[arg(long)]
+    scale: bool,
     /// What to vary: payload, batch-size, signers, nodes, records; by default all
     axes: Vec<String>,
     /// What cargo says to a benchmark
@@ -96,11 +101,14 @@ fn main() {
     let program = arguments.program.clone().unwrap_or_else(build_program);
     let program = program.canonicalize().unwrap();
     let wanted = |name: &str| arguments.axes.is_empty() || arguments.axes.iter().any(|n| n == name);
-    let databases = ["postgres", "sqlite"];
+    let databases = ["postgres", "sqlite"].into_iter();
+    let databases = databases.filter(|one| arguments.on.as_ref().is_none_or(|on| on == one));
+    if arguments.scale {
+        databases.for_each(|database| measure_scale(&arguments, &program, database));
+        return;
+    }
     let mut lines = Vec::new();
-    for database in
-        databases.into_iter().filter(|one| arguments.on.as_ref().is_none_or(|o| o == one))
-    {
+    for database in databases {
         for (axis, loads) in axes(arguments.records).into_iter().filter(|(name, _)| wanted(name)) {
             if axis == "nodes" && database == "sqlite" {
                 continue;
@@ -122,6 +130,26 @@ fn main() {
         std::fs::create_dir_all(folder).unwrap();
         std::fs::write(folder.join("end_to_end.md"), table::page(&lines, arguments.runs)).unwrap();
         std::fs::write(folder.join("end_to_end.svg"), plot::plot(&lines)).unwrap();
+    }
+}
+
+/// One run on one database, which is verified and audited then.
+fn measure_scale(arguments: &Arguments, program: &std::path::Path, database: &str) {
+    let load = Load {
+        records: arguments.records,
+        payload_bytes: 256,
+        batch_size: 500,
+        signers: 0,
+        nodes: 1,
+    };
+    let seeded = Seeded::new(program, database == "postgres", load);
+    let (table, picture) = scale::run(&seeded, database);
+    let page = format!("{table}\n{}", seeded.check());
+    println!("{page}");
+    if let Some(folder) = &arguments.write {
+        std::fs::create_dir_all(folder).unwrap();
+        std::fs::write(folder.join(format!("scale_{database}.md")), page).unwrap();
+        std::fs::write(folder.join(format!("scale_{database}.svg")), picture).unwrap();
     }
 }
 

@@ -1,7 +1,7 @@
 //! Seeded databases, and copies of them on which one figure is taken.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use tempfile::TempDir;
@@ -46,10 +46,7 @@ impl Seeded {
         let database = on_postgres.then(|| testkit::Postgres::shared().create_database().unwrap());
         let folder = tempfile::tempdir().unwrap();
         let seeded = Seeded { program: program.to_owned(), folder, database, load };
-        let url = match &seeded.database {
-            Some(database) => Url::Postgres(database.url()),
-            None => Url::Sqlite(seeded.folder.path().join(FILE)),
-        };
+        let url = seeded.url();
         let kek = seeded.folder.path().join("kek").display().to_string();
         let (records, bytes) = (load.records.to_string(), load.payload_bytes.to_string());
         for arguments in [
@@ -65,6 +62,32 @@ impl Seeded {
             database.sql("CHECKPOINT").unwrap();
         }
         seeded
+    }
+
+    pub(crate) fn load(&self) -> Load {
+        self.load
+    }
+
+    /// Verifies and audits what stands in it, and says how long that took.
+    pub(crate) fn check(&self) -> String {
+        let url = self.url();
+        let mut said = String::new();
+        for command in ["verify", "audit"] {
+            let begin = Instant::now();
+            let output = self.command(&url, &[command]).output().unwrap();
+            assert!(output.status.success(), "{output:?}");
+            let took = begin.elapsed().as_secs_f64();
+            let rate = self.load.records as f64 / took;
+            said.push_str(&format!("- `{command}`: {took:.1} s, {rate:.0} signatures/s\n"));
+        }
+        said
+    }
+
+    fn url(&self) -> Url {
+        match &self.database {
+            Some(database) => Url::Postgres(database.url()),
+            None => Url::Sqlite(self.folder.path().join(FILE)),
+        }
     }
 
     fn command(&self, url: &Url, arguments: &[&str]) -> Command {
@@ -103,6 +126,37 @@ impl<'a> Place<'a> {
             }
         };
         Place { seeded, _folder: folder, name, url }
+    }
+
+    /// The seeded database itself.
+    pub(crate) fn of(seeded: &'a Seeded) -> Place<'a> {
+        Place { seeded, _folder: tempfile::tempdir().unwrap(), name: None, url: seeded.url() }
+    }
+
+    /// Starts to sign, with each check-out in the log.
+    pub(crate) fn start_observed(&self) -> Child {
+        let batch_size = self.seeded.load.batch_size.to_string();
+        let mut command = self.seeded.command(&self.url, &["run", "--batch-size", &batch_size]);
+        command.env("CHANCERY_LOG__FORMAT", "json").env("CHANCERY_LOG__LEVEL", "chancery=debug");
+        command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    /// How large the database is now, with what belongs to it.
+    pub(crate) fn database_bytes(&self) -> f64 {
+        match &self.url {
+            Url::Postgres(_) => {
+                let size = "SELECT pg_database_size(current_database())";
+                self.seeded.database.as_ref().unwrap().sql(size).unwrap().trim().parse().unwrap()
+            }
+            Url::Sqlite(path) => {
+                let files = [path.clone(), path.with_extension("db-wal")];
+                files
+                    .iter()
+                    .filter_map(|file| std::fs::metadata(file).ok())
+                    .map(|m| m.len() as f64)
+                    .sum()
+            }
+        }
     }
 
     /// Signs every record with the program; records a second, as it says itself. With several nodes, from

@@ -9,6 +9,52 @@ const TOP: f64 = 30.0;
 const PLOT_WIDTH: f64 = 480.0;
 const PLOT_HEIGHT: f64 = 290.0;
 
+/// One figure over the ten tenths of a run.
+pub(crate) struct Panel {
+    pub(crate) title: &'static str,
+    pub(crate) points: Vec<f64>,
+}
+
+/// Draws panels side by side, each from 0.
+pub(crate) fn panels(panels: &[Panel]) -> String {
+    let (width, height) = (230.0, 150.0);
+    let whole = width * panels.len() as f64 + 20.0;
+    let mut svg = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {whole} {}\" \
+         font-family=\"sans-serif\" font-size=\"11\">\n\
+         <rect width=\"{whole}\" height=\"{}\" fill=\"#ffffff\"/>\n",
+        height + 60.0,
+        height + 60.0
+    );
+    for (n, Panel { title, points }) in panels.iter().enumerate() {
+        let left = width * n as f64 + 40.0;
+        let top = points.iter().copied().fold(0.0, f64::max) * 1.15;
+        let x = |tenth: usize| left + (width - 60.0) * tenth as f64 / 9.0;
+        let y = |value: f64| 30.0 + height * (1.0 - value / top);
+        let path: Vec<String> =
+            points.iter().enumerate().map(|(i, v)| format!("{:.1},{:.1}", x(i), y(*v))).collect();
+        let (right, bottom) = (x(9), y(0.0));
+        svg.push_str(&format!(
+            "<text x=\"{left}\" y=\"18\">{title}</text>\
+             <line x1=\"{left}\" y1=\"{bottom}\" x2=\"{right:.1}\" y2=\"{bottom}\" stroke=\"#9ca3af\"/>\
+             <text x=\"{:.1}\" y=\"{bottom}\" text-anchor=\"end\">0</text>\
+             <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{:.0}</text>\
+             <text x=\"{left}\" y=\"{:.1}\">first tenth</text>\
+             <text x=\"{right:.1}\" y=\"{:.1}\" text-anchor=\"end\">last</text>\
+             <polyline points=\"{}\" fill=\"none\" stroke=\"#2563eb\" stroke-width=\"2\"/>\n",
+            left - 4.0,
+            left - 4.0,
+            y(top / 1.15) + 4.0,
+            top / 1.15,
+            bottom + 16.0,
+            bottom + 16.0,
+            path.join(" ")
+        ));
+    }
+    svg.push_str("</svg>\n");
+    svg
+}
+
 type Rate = fn(&Line) -> f64;
 
 /// Draws the axis of batch sizes; without it, an empty picture.

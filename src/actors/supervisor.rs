@@ -29,7 +29,7 @@ use super::reports::Reports;
 use super::signer::Signer;
 use super::troubles::{Place, Reminder, Troubles};
 use crate::clock::Clock;
-use crate::db::{KeyUse, Remaining, Shortage, Store, StoreError};
+use crate::db::{Remaining, Shortage, Store, StoreError};
 use crate::failpoint::reach;
 use crate::metrics::Timings;
 use crate::types::{NodeId, RingId};
@@ -311,10 +311,9 @@ impl Supervisor {
                 reach("supervisor", "starting");
                 self.in_flight += u32::try_from(checkouts.len()).unwrap_or(u32::MAX);
                 let supervisor = context.address();
-                let end = async move |key_use: KeyUse, end| {
-                    if supervisor.send(BatchSigned { key_use, end }).await.is_err() {
-                        tracing::debug!(fence = %key_use.fence, "a batch ended after its supervisor");
-                    }
+                let end = async move |key_use, end| {
+                    // A batch may end after its Supervisor.
+                    let _ = supervisor.send(BatchSigned { key_use, end }).await;
                 };
                 // Not the actor's own future: they must end their key uses even if this actor stops.
                 actix::spawn(batch_job::run_together(self.stations.clone(), checkouts, end));

@@ -38,11 +38,11 @@ macro_rules! shared_methods {
         }
 
         fn remaining(&self, ring: RingId) -> Result<Remaining, StoreError> {
-            self.read(|c| shared::remaining(c, ring))
+            self.read(|c| remaining::remaining(c, ring))
         }
 
         fn record_count(&self, ring: RingId) -> Result<u64, StoreError> {
-            self.read(|c| shared::record_count(c, ring))
+            self.read(|c| inspection::record_count(c, ring))
         }
 
         fn backlog(&self, ring: RingId, most: u32) -> Result<Backlog, StoreError> {
@@ -336,11 +336,11 @@ macro_rules! shared_methods {
             after: Option<RecordId>,
             max_bytes: usize,
         ) -> Result<Vec<SignedRecord>, StoreError> {
-            self.load(|c| shared::signed_records(c, after, max_bytes))
+            self.load(|c| inspection::signed_records(c, after, max_bytes))
         }
 
         fn batch_keys(&self, batches: &[BatchId]) -> Result<Vec<BatchKey>, StoreError> {
-            self.read(|c| shared::batch_keys(c, batches))
+            self.read(|c| inspection::batch_keys(c, batches))
         }
 
         fn history(
@@ -350,7 +350,7 @@ macro_rules! shared_methods {
             until: Tick,
             limit: u32,
         ) -> Result<Vec<Event>, StoreError> {
-            self.read(|c| shared::history(c, ring, after, until, limit))
+            self.read(|c| inspection::history(c, ring, after, until, limit))
         }
 
         fn batches(&self, after: Option<BatchId>, limit: u32) -> Result<Vec<Batch>, StoreError> {
@@ -358,7 +358,7 @@ macro_rules! shared_methods {
         }
 
         fn signature_count(&self) -> Result<u64, StoreError> {
-            self.read(shared::signature_count)
+            self.read(inspection::signature_count)
         }
 
         fn memberships(
@@ -366,7 +366,7 @@ macro_rules! shared_methods {
             after: Option<RecordId>,
             limit: u32,
         ) -> Result<Vec<Membership>, StoreError> {
-            self.load(|c| shared::memberships(c, after, limit))
+            self.load(|c| inspection::memberships(c, after, limit))
         }
 
         fn open_uses(&self) -> Result<Vec<OpenUse>, StoreError> {

@@ -3,6 +3,8 @@
 //! `migrations/postgres` and `migrations/sqlite` have the same versions, one to one.
 
 use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use diesel::Connection;
 use diesel::connection::SimpleConnection;
@@ -67,8 +69,7 @@ pub fn migrate(url: &DatabaseUrl, runtime_role: Option<&str>) -> Result<Vec<Stri
     match url {
         DatabaseUrl::Postgres { url } => migrate_postgres(url, runtime_role),
         DatabaseUrl::Sqlite { path } => {
-            let wal = format!("{SQLITE_SETTINGS}; PRAGMA journal_mode = WAL");
-            let mut connection = sqlite::open_file(path, &wal)?;
+            let mut connection = open_in_wal_mode(path)?;
             let known = versions::<Sqlite>(&SQLITE)?;
             if check_not_newer(&mut connection, &known)?.len() == known.len() {
                 return Ok(Vec::new());
@@ -82,6 +83,22 @@ pub fn migrate(url: &DatabaseUrl, runtime_role: Option<&str>) -> Result<Vec<Stri
                 TxError::Store(error) => error,
                 TxError::Diesel(error) => sqlite::classify(error),
             })
+        }
+    }
+}
+
+/// Opens a file and turns its write-ahead log on. SQLite does not wait for others who do the same at the same
+/// time, whatever the busy timeout says.
+fn open_in_wal_mode(path: &Path) -> Result<SqliteConnection, StoreError> {
+    const PATIENCE: Duration = Duration::from_secs(10);
+    let wal = format!("{SQLITE_SETTINGS}; PRAGMA journal_mode = WAL");
+    let begin = Instant::now();
+    loop {
+        match sqlite::open_file(path, &wal) {
+            Err(StoreError::Busy(_)) if begin.elapsed() < PATIENCE => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            opened => return opened,
         }
     }
 }

@@ -9,11 +9,7 @@ use std::time::Duration;
 use diesel::QueryableByName;
 use diesel::sql_types::{BigInt, Binary, Bool, Integer, Nullable, Text};
 
-use super::{
-    Batch, BatchKey, ClaimedBatch, DueKey, Key, KeyUse, Membership, OpenUse, Ring, SealedKeyRow,
-    SignedRecord, StoreError,
-};
-use crate::ledger::Event;
+use super::{Batch, ClaimedBatch, DueKey, Key, KeyUse, OpenUse, Ring, SealedKeyRow, StoreError};
 use crate::types::{
     BatchId, BatchRange, DataKeyId, Fence, KeyId, Kid, NodeId, Position, Record, RecordId, RingId,
     Tick, Timestamp,
@@ -428,121 +424,6 @@ pub(super) struct ExistingRow {
     pub(super) external_id: String,
     #[diesel(sql_type = Binary)]
     pub(super) payload: Vec<u8>,
-}
-
-#[derive(QueryableByName)]
-pub(super) struct SignedRow {
-    #[diesel(sql_type = BigInt)]
-    record_id: i64,
-    #[diesel(sql_type = BigInt)]
-    batch_id: i64,
-    #[diesel(sql_type = Binary)]
-    signature: Vec<u8>,
-    #[diesel(sql_type = Nullable<Text>)]
-    external_id: Option<String>,
-    #[diesel(sql_type = Nullable<Binary>)]
-    payload: Option<Vec<u8>>,
-}
-
-impl From<SignedRow> for SignedRecord {
-    fn from(row: SignedRow) -> Self {
-        SignedRecord {
-            record: RecordId(row.record_id),
-            batch: BatchId(row.batch_id),
-            signature: row.signature,
-            external_id: row.external_id,
-            payload: row.payload,
-        }
-    }
-}
-
-#[derive(QueryableByName)]
-pub(super) struct BatchKeyRow {
-    #[diesel(sql_type = BigInt)]
-    batch_id: i64,
-    #[diesel(sql_type = BigInt)]
-    ring_id: i64,
-    #[diesel(sql_type = BigInt)]
-    key_id: i64,
-    #[diesel(sql_type = Text)]
-    kid: String,
-    #[diesel(sql_type = Binary)]
-    public_key: Vec<u8>,
-    #[diesel(sql_type = Text)]
-    algorithm: String,
-    #[diesel(sql_type = Nullable<BigInt>)]
-    stored_at: Option<i64>,
-}
-
-impl From<BatchKeyRow> for BatchKey {
-    fn from(row: BatchKeyRow) -> Self {
-        BatchKey {
-            batch: BatchId(row.batch_id),
-            ring: RingId(row.ring_id),
-            key: KeyId(row.key_id),
-            kid: Kid(row.kid),
-            public_key: row.public_key,
-            algorithm: row.algorithm,
-            stored_at: row.stored_at.map(Timestamp),
-        }
-    }
-}
-
-/// An event of a ring's history; `kind` is `checked_out`, `ended` or `key`.
-#[derive(QueryableByName)]
-pub(super) struct EventRow {
-    #[diesel(sql_type = BigInt)]
-    tick: i64,
-    #[diesel(sql_type = Text)]
-    kind: String,
-    #[diesel(sql_type = BigInt)]
-    fence: i64,
-    #[diesel(sql_type = BigInt)]
-    key_id: i64,
-    #[diesel(sql_type = BigInt)]
-    batch_id: i64,
-    #[diesel(sql_type = Text)]
-    word: String,
-}
-
-impl TryFrom<EventRow> for Event {
-    type Error = StoreError;
-
-    fn try_from(row: EventRow) -> Result<Self, StoreError> {
-        let tick = Tick(row.tick);
-        let fence = Fence(Tick(row.fence));
-        let key = KeyId(row.key_id);
-        let batch = BatchId(row.batch_id);
-        Ok(match row.kind.as_str() {
-            "checked_out" => Event::CheckedOut { fence, key, batch },
-            "ended" => Event::Ended { tick, fence, key, batch, outcome: word(&row.word)? },
-            _ => Event::Key { tick, key, event: word(&row.word)? },
-        })
-    }
-}
-
-#[derive(QueryableByName)]
-pub(super) struct MembershipRow {
-    #[diesel(sql_type = BigInt)]
-    record_id: i64,
-    #[diesel(sql_type = BigInt)]
-    batch_id: i64,
-    #[diesel(sql_type = Nullable<BigInt>)]
-    ring_id: Option<i64>,
-    #[diesel(sql_type = Nullable<BigInt>)]
-    inserted_xid: Option<i64>,
-}
-
-impl From<MembershipRow> for Membership {
-    fn from(row: MembershipRow) -> Self {
-        let record = RecordId(row.record_id);
-        let place = row.ring_id.zip(row.inserted_xid);
-        Membership {
-            record,
-            batch: BatchId(row.batch_id),
-            place: place.map(|(ring, xid)| (RingId(ring), Position { xid, id: record })),
-        }
-    }
 }
 
 #[derive(QueryableByName)]

@@ -34,7 +34,9 @@ use super::{
     RecordSignature, Remaining, Resealed, Retirement, Ring, SealedKeyRow, SignedBatch,
     SignedRecord, SigningLock, Store, StoreError, StoreOptions, StoreOutcome, StoredRecord, Token,
 };
-use super::{admin, keks, key_changes, keys, lists, migrate, nodes, pickup, watch};
+use super::{
+    admin, inspection, keks, key_changes, keys, lists, migrate, nodes, pickup, remaining, watch,
+};
 use crate::failpoint;
 use crate::ledger::Event;
 use crate::types::{
@@ -50,7 +52,6 @@ const OLD_SNAPSHOT: Duration = Duration::from_secs(60);
 
 /// The store on PostgreSQL. Any number of nodes may share one database.
 pub struct PgStore {
-    signing_pool: Pool,
     pool: Pool,
     node: NodeId,
     lease: Duration,
@@ -67,11 +68,8 @@ impl PgStore {
     pub fn open(url: &str, options: &StoreOptions) -> Result<Self, StoreError> {
         // One by hand: a pool that is thrown away takes a connection that comes late with it.
         drop(connect(url)?);
-        let for_signing = options.pool_size / 2;
-        let for_the_rest = options.pool_size - for_signing;
         Ok(PgStore {
-            signing_pool: Pool::new(url, options, Purpose::Signing, for_signing),
-            pool: Pool::new(url, options, Purpose::Rest, for_the_rest),
+            pool: Pool::new(url, options),
             node: options.node.clone(),
             lease: options.lease,
             max_attempts: i32::try_from(options.max_attempts).unwrap_or(i32::MAX),
@@ -94,13 +92,13 @@ impl PgStore {
             failpoint::pass(step, "begun")?;
             body(c)
         };
-        let pool = match step {
-            "check_out" | "store" => &self.signing_pool,
-            _ => &self.pool,
+        let purpose = match step {
+            "check_out" | "store" => Purpose::Signing,
+            _ => Purpose::Rest,
         };
         let mut attempt = 1;
         loop {
-            let mut pooled = pool.connection()?;
+            let mut pooled = self.pool.connection(purpose)?;
             let done = PgConnection::transaction(&mut pooled.connection, &mut steps);
             pooled.note(&done);
             let was_lost = pooled.is_trusted && !has_begun.get();
@@ -139,7 +137,7 @@ impl PgStore {
         &self,
         body: impl FnOnce(&mut PgConnection) -> TxResult<T>,
     ) -> Result<T, StoreError> {
-        read_from(&self.pool, body)
+        self.read_for(Purpose::Rest, body)
     }
 
     /// Runs a read that must go by index.
@@ -147,21 +145,22 @@ impl PgStore {
         &self,
         body: impl FnOnce(&mut PgConnection) -> TxResult<T>,
     ) -> Result<T, StoreError> {
-        read_from(&self.signing_pool, body)
+        self.read_for(Purpose::Signing, body)
     }
-}
 
-fn read_from<T>(
-    pool: &Pool,
-    body: impl FnOnce(&mut PgConnection) -> TxResult<T>,
-) -> Result<T, StoreError> {
-    let mut pooled = pool.connection()?;
-    let done = body(&mut pooled.connection);
-    pooled.note(&done);
-    done.map_err(|error| match error {
-        TxError::Store(error) => error,
-        TxError::Diesel(error) => classify(error),
-    })
+    fn read_for<T>(
+        &self,
+        purpose: Purpose,
+        body: impl FnOnce(&mut PgConnection) -> TxResult<T>,
+    ) -> Result<T, StoreError> {
+        let mut pooled = self.pool.connection(purpose)?;
+        let done = body(&mut pooled.connection);
+        pooled.note(&done);
+        done.map_err(|error| match error {
+            TxError::Store(error) => error,
+            TxError::Diesel(error) => classify(error),
+        })
+    }
 }
 
 /// The current transaction's place in the order of records.
@@ -217,7 +216,7 @@ impl Store for PgStore {
 
     fn sweep(&self, ring: RingId) -> Result<u64, StoreError> {
         let cursor = self.read(|c| Ok(protocol::ring_cursor(c, ring)?))?;
-        let strays = self.read(|c| shared::strays(c, ring, cursor))?;
+        let strays = self.read(|c| remaining::strays(c, ring, cursor))?;
         if strays.is_empty() {
             return Ok(0);
         }
@@ -263,8 +262,7 @@ impl Store for PgStore {
     }
 
     fn pool_state(&self) -> PoolState {
-        let (signing, rest) = (self.signing_pool.state(), self.pool.state());
-        PoolState { in_use: signing.in_use + rest.in_use, idle: signing.idle + rest.idle }
+        self.pool.state()
     }
 
     fn analyze(&self) -> Result<(), StoreError> {

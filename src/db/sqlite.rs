@@ -33,7 +33,9 @@ use super::{
     RecordSignature, Remaining, Resealed, Retirement, Ring, SealedKeyRow, SignedBatch,
     SignedRecord, Store, StoreError, StoreOptions, StoreOutcome, StoredRecord, Token,
 };
-use super::{admin, keks, key_changes, keys, lists, migrate, nodes, pickup, watch};
+use super::{
+    admin, inspection, keks, key_changes, keys, lists, migrate, nodes, pickup, remaining, watch,
+};
 use crate::failpoint;
 use crate::ledger::Event;
 use crate::types::{

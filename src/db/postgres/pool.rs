@@ -6,10 +6,10 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use diesel::Connection;
 use diesel::connection::SimpleConnection;
 use diesel::pg::PgConnection;
 use diesel::r2d2::{self, ManageConnection, PooledConnection, R2D2Connection};
+use diesel::{Connection, QueryResult};
 
 use super::errors::{classify, connect_error};
 use crate::db::{PoolState, StoreError, StoreOptions};
@@ -21,8 +21,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How often a caller who waits looks whether connecting has failed meanwhile.
 const GLANCE: Duration = Duration::from_millis(50);
 
-/// For how long a connection for signing that has answered is lent again without being asked first: to
-/// ask costs as much as a small statement.
+/// For how long a connection that has answered is lent again, for signing, without being asked first: to ask
+/// costs as much as a small statement.
 const TRUST: Duration = Duration::from_millis(200);
 
 /// Up to so many connections to one database.
@@ -32,21 +32,15 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    pub(super) fn new(
-        url: &str,
-        options: &StoreOptions,
-        purpose: Purpose,
-        max_connections: u32,
-    ) -> Self {
+    pub(super) fn new(url: &str, options: &StoreOptions) -> Self {
         let refusal = Arc::<LastRefusal>::default();
         let manager = Manager {
             url: url.to_owned(),
-            settings: session_settings(&options.node, options.lease, purpose),
-            trust: if purpose == Purpose::Signing { TRUST } else { Duration::ZERO },
+            settings: session_settings(&options.node, options.lease),
             refusal: Arc::clone(&refusal),
         };
         let pool = r2d2::Pool::builder()
-            .max_size(max_connections.max(1))
+            .max_size(options.pool_size.max(2))
             .min_idle(Some(0))
             .test_on_check_out(true)
             // Half of it is the longest pause between two attempts to connect.
@@ -70,7 +64,28 @@ impl Pool {
     ///
     /// # Errors
     /// Why none came about; [`StoreError::Busy`] if all were lent for longer than 5 s.
-    pub(super) fn connection(&self) -> Result<PooledConnection<Manager>, StoreError> {
+    pub(super) fn connection(
+        &self,
+        purpose: Purpose,
+    ) -> Result<PooledConnection<Manager>, StoreError> {
+        loop {
+            let mut pooled = self.any_connection()?;
+            let is_well = match purpose {
+                Purpose::Signing => Ok(()),
+                Purpose::Rest => pooled.make_sure(),
+            };
+            if is_well.and_then(|()| pooled.plan_for(purpose)).is_ok() {
+                return Ok(pooled);
+            }
+            if !pooled.is_trusted {
+                return Err(StoreError::Unavailable("the session ended just now".to_owned()));
+            }
+            // The next one to be lent is asked first.
+            pooled.answered = None;
+        }
+    }
+
+    fn any_connection(&self) -> Result<PooledConnection<Manager>, StoreError> {
         let begin = Instant::now();
         loop {
             if let Ok(connection) = self.pool.get_timeout(GLANCE) {
@@ -96,7 +111,7 @@ impl Pool {
     }
 }
 
-/// What the sessions of a pool do, and so how they plan their statements.
+/// What a connection is lent for, and so how its session plans statements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
     /// To check out, load and store: the same few statements again and again, each planned once for a
@@ -111,9 +126,9 @@ impl Purpose {
     fn settings(self) -> &'static str {
         match self {
             Purpose::Signing => {
-                "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET jit = off"
+                "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off"
             }
-            Purpose::Rest => "SET jit = off",
+            Purpose::Rest => "RESET plan_cache_mode; RESET enable_seqscan",
         }
     }
 }
@@ -121,6 +136,7 @@ impl Purpose {
 /// A connection of the pool.
 pub(super) struct Pooled {
     pub(super) connection: PgConnection,
+    purpose: Purpose,
     /// When it last did what it was asked to; `None` if it failed since.
     answered: Option<Instant>,
     /// Whether it was lent without being asked first.
@@ -128,6 +144,22 @@ pub(super) struct Pooled {
 }
 
 impl Pooled {
+    /// Asks it, unless that has been done.
+    fn make_sure(&mut self) -> QueryResult<()> {
+        if self.is_trusted { self.connection.ping() } else { Ok(()) }
+    }
+
+    /// Makes the session plan for a purpose. Work of one kind follows upon its like, so that this seldom does
+    /// anything.
+    fn plan_for(&mut self, purpose: Purpose) -> QueryResult<()> {
+        if self.purpose != purpose {
+            // Should only the first setting succeed, plans are slow and not wrong.
+            self.connection.batch_execute(purpose.settings())?;
+            self.purpose = purpose;
+        }
+        Ok(())
+    }
+
     /// Notes whether it did what it was asked to, before it is given back.
     pub(super) fn note<T, E>(&mut self, done: &Result<T, E>) {
         self.answered = done.is_ok().then(Instant::now);
@@ -138,7 +170,6 @@ impl Pooled {
 pub(super) struct Manager {
     url: String,
     settings: String,
-    trust: Duration,
     refusal: Arc<LastRefusal>,
 }
 
@@ -179,7 +210,7 @@ impl ManageConnection for Manager {
         match made {
             Ok(connection) => {
                 self.refusal.clear();
-                Ok(Pooled { connection, answered: None, is_trusted: false })
+                Ok(Pooled { connection, purpose: Purpose::Rest, answered: None, is_trusted: false })
             }
             Err(error) => {
                 self.refusal.note(error);
@@ -189,7 +220,7 @@ impl ManageConnection for Manager {
     }
 
     fn is_valid(&self, pooled: &mut Pooled) -> Result<(), NotConnected> {
-        pooled.is_trusted = pooled.answered.is_some_and(|at| at.elapsed() < self.trust);
+        pooled.is_trusted = pooled.answered.is_some_and(|at| at.elapsed() < TRUST);
         if pooled.is_trusted {
             return Ok(());
         }
@@ -220,13 +251,12 @@ pub(in crate::db) fn connect(url: &str) -> Result<PgConnection, StoreError> {
 ///
 /// The server's messages must be English, since they tell errors apart (`errors.rs`). To ask for that
 /// is the superuser's right, so `chancery migrate` gives it to the runtime role where it can.
-fn session_settings(node: &NodeId, lease: Duration, purpose: Purpose) -> String {
+fn session_settings(node: &NodeId, lease: Duration) -> String {
     // PostgreSQL cuts application names at 63 bytes; a quote would end the literal.
     let application: String =
         format!("chancery/{node}").replace(['\'', '\\'], "_").chars().take(63).collect();
     let lock_timeout_ms = lease.as_millis() / 2;
     let idle_timeout_ms = lease.as_millis() * 3 / 4;
-    let planning = purpose.settings();
     format!(
         "SET application_name = '{application}';
          SET default_transaction_isolation = 'read committed';
@@ -236,7 +266,7 @@ fn session_settings(node: &NodeId, lease: Duration, purpose: Purpose) -> String 
          SET tcp_keepalives_interval = 5;
          SET tcp_keepalives_count = 3;
          SET timezone = 'UTC';
-         {planning};
+         SET jit = off;
          SELECT set_config('synchronous_commit', 'on', false)
          WHERE current_setting('synchronous_commit') IN ('off', 'local');
          DO $$ BEGIN SET lc_messages = 'C';

@@ -11,6 +11,7 @@ use diesel::sqlite::SqliteConnection;
 
 use super::SqliteStore;
 use crate::db::models::{BatchRow, EdgeRow, NumberRow, RecordRow, RingRow, UseRow, ranges};
+use crate::db::remaining;
 use crate::db::shared::{self, Bind, Session, TxResult};
 use crate::db::statement::Statement;
 use crate::db::{
@@ -474,7 +475,7 @@ const SWEEP_BATCH: u32 = 500;
 pub(super) fn sweep(store: &SqliteStore, c: &mut SqliteConnection, ring: RingId) -> TxResult<u64> {
     let ring = ring_row(store, c, ring)?;
     pass("sweep", "ring_locked")?;
-    let strays = shared::strays(c, ring.id, ring.cursor)?;
+    let strays = remaining::strays(c, ring.id, ring.cursor)?;
     let mut runs: Vec<BatchRange> = Vec::new();
     for stray in &strays {
         let adjoining = match runs.last() {
