@@ -91,7 +91,8 @@ fn report(
             median(&within.iter().map(|sample| sample.check_out_ms).collect::<Vec<_>>());
         let during = sizes.iter().filter(|size| size.at > last && size.at <= end);
         let most = during.clone().map(|size| size.resident_kib / 1024.0).fold(0.0, f64::max);
-        let size = during.clone().last().map_or(f64::NAN, |size| size.database_bytes / records);
+        let size =
+            during.clone().next_back().map_or(f64::NAN, |size| size.database_bytes / records);
         table.push_str(&format!(
             "| {} | {rate:.0} | {check_out:.1} | {most:.0} | {size:.0} |\n",
             tenth + 1

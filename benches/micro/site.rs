@@ -15,8 +15,11 @@ use chancery::keyring::{Algorithm, jwk};
 use chancery::signing::{PrivateKey, Signature};
 use chancery::types::{BatchRange, BatchSize, NodeId, Record, RingId};
 
+/// A name, and how its database is made.
+pub(crate) type DatabaseKind = (&'static str, fn() -> Site);
+
 /// How a site of each kind is made.
-pub(crate) const DATABASES: [(&str, fn() -> Site); 2] =
+pub(crate) const DATABASES: [DatabaseKind; 2] =
     [("sqlite", Site::sqlite), ("postgres", Site::postgres)];
 
 const KEYS: u32 = 100;

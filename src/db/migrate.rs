@@ -89,6 +89,7 @@ pub fn migrate(url: &DatabaseUrl, runtime_role: Option<&str>) -> Result<Vec<Stri
 
 /// Opens a file and turns its write-ahead log on. SQLite does not wait for others who do the same at the same
 /// time, whatever the busy timeout says.
+#[expect(clippy::disallowed_methods, reason = "SQLite tells nobody when the lock is free")]
 fn open_in_wal_mode(path: &Path) -> Result<SqliteConnection, StoreError> {
     const PATIENCE: Duration = Duration::from_secs(10);
     let wal = format!("{SQLITE_SETTINGS}; PRAGMA journal_mode = WAL");
