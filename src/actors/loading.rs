@@ -68,7 +68,7 @@ pub(super) async fn load_slice(
         let wanted = permits.permits(*slice_bytes);
         let mut held = permits.acquire(wanted).await?;
         let records = load(stations, checkout, after).await?;
-        let bytes = payload_bytes(stations, &records);
+        let bytes = note_payload_bytes(stations, &records);
         let needed = permits.permits(bytes);
         if needed <= wanted {
             drop(held.split((wanted - needed) as usize));
@@ -116,8 +116,8 @@ async fn ask_loader(
     answer(stations, "loader", stations.loader.send(message)).await
 }
 
-/// The payloads' bytes, of which the next slices are expected to have as many for each record.
-fn payload_bytes(stations: &Stations, records: &[Record]) -> usize {
+/// The payloads' bytes; the next slices are expected to have as many for each record.
+fn note_payload_bytes(stations: &Stations, records: &[Record]) -> usize {
     let bytes = records.iter().map(|record| record.payload.len()).sum();
     if let Some(mean) = usize::checked_div(bytes, records.len()) {
         stations.record_bytes.store(mean as u64, Ordering::Relaxed);
@@ -184,7 +184,7 @@ pub(super) async fn load_together(
         }
         Err(_) => return nothing(),
     };
-    let needed = permits.permits(payload_bytes(stations, &records));
+    let needed = permits.permits(note_payload_bytes(stations, &records));
     if needed > wanted {
         return nothing();
     }

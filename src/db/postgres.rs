@@ -99,6 +99,7 @@ impl PgStore {
         let mut attempt = 1;
         loop {
             let mut pooled = self.pool.connection(purpose)?;
+            has_begun.set(false);
             let done = PgConnection::transaction(&mut pooled.connection, &mut steps);
             pooled.note(&done);
             let was_lost = pooled.is_trusted && !has_begun.get();

@@ -57,10 +57,7 @@ impl Pool {
         PoolState { in_use: state.connections - idle, idle }
     }
 
-    /// A connection that has answered just now.
-    ///
-    /// Where the server gives us no further one, those that we have must do: the caller waits for
-    /// another thread to give its own back.
+    /// A connection for a purpose, which has answered just now, or, to sign, within the last 200 ms.
     ///
     /// # Errors
     /// Why none came about; [`StoreError::Busy`] if all were lent for longer than 5 s.
@@ -74,17 +71,17 @@ impl Pool {
                 Purpose::Signing => Ok(()),
                 Purpose::Rest => pooled.make_sure(),
             };
-            if is_well.and_then(|()| pooled.plan_for(purpose)).is_ok() {
-                return Ok(pooled);
+            match is_well.and_then(|()| pooled.plan_for(purpose)) {
+                Ok(()) => return Ok(pooled),
+                Err(error) if !pooled.is_trusted => return Err(classify(error)),
+                // When it is lent again it is asked first.
+                Err(_) => pooled.answered = None,
             }
-            if !pooled.is_trusted {
-                return Err(StoreError::Unavailable("the session ended just now".to_owned()));
-            }
-            // The next one to be lent is asked first.
-            pooled.answered = None;
         }
     }
 
+    /// Where the server gives us no further one, those that we have must do: the caller waits for
+    /// another thread to give its own back.
     fn any_connection(&self) -> Result<PooledConnection<Manager>, StoreError> {
         let begin = Instant::now();
         loop {
