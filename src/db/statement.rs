@@ -156,6 +156,23 @@ mod tests {
     }
 
     #[test]
+    fn parameters_out_of_order_and_missing_ones_are_refused() {
+        use diesel::Connection;
+        let mut connection = SqliteConnection::establish(":memory:").unwrap();
+        let binds = [Bind::Int(1), Bind::Int(2)];
+        for text in ["SELECT $2, $1", "SELECT $1, $2, $3"] {
+            let refused = Statement::prepared(text, &binds).execute(&mut connection);
+            assert!(
+                refused.unwrap_err().to_string().contains("out of order, or missing"),
+                "{text}"
+            );
+        }
+        assert!(
+            Statement::once("SELECT $1", &[Bind::Ints(&[1])]).execute(&mut connection).is_err()
+        );
+    }
+
+    #[test]
     fn a_parameter_may_stand_in_a_statement_again() {
         let binds = [Bind::Int(1), Bind::Text("two")];
         let statement = Statement::prepared("SELECT $1, $2, $1", &binds);

@@ -7,9 +7,10 @@ use super::database::{Database, another_kek_first};
 use super::faulty_store::{Call, Fault};
 use super::node::{Plan, TestNode, eventually, let_pass, most_looks};
 use crate::actors::key_set::{KeySet, KeySetError};
-use crate::actors::sealer::prove_keks;
+use crate::actors::new_keys::generate_one;
+use crate::actors::sealer::{Sealer, prove_keks};
 use crate::actors::supervisor::Finished;
-use crate::db::{Retirement, Store};
+use crate::db::{KekCheck, Retirement, Store};
 use crate::keyring::{Kek, Keks};
 use crate::signing::PublicKey;
 use crate::types::{KeyEvent, KeyStatus};
@@ -80,6 +81,35 @@ async fn a_ring_with_nothing_but_damaged_keys_ends_with_no_active_key() {
     for key in damaged {
         assert_eq!(database.key(key).status, KeyStatus::Disabled);
     }
+}
+
+#[test]
+fn a_disabled_key_leaves_the_memory_though_another_s_data_key_is_damaged() {
+    let database = Database::new(2, 0);
+    let keks = Arc::new(another_kek_first());
+    let store = Arc::clone(&database.store) as Arc<dyn Store>;
+    let mut set = KeySet::new(store, database.ring, Arc::clone(&keks)).unwrap();
+    set.refresh().unwrap();
+    let other = keks.first();
+    let check = KekCheck { kek_id: other.id().0, check_value: other.check_value() };
+    database.store.add_kek(&check).unwrap();
+    let damaged = database.store.add_data_key(database.ring, &check.kek_id, &[7; 72]).unwrap();
+    let sealer = Sealer::new(database.store.as_ref(), database.ring, &database.keks).unwrap();
+    let mut make = |id| {
+        let mut key = generate_one(&sealer, id)?;
+        let sealed = key.sealed.as_mut().unwrap();
+        (sealed.kek_id, sealed.data_key) = (check.kek_id.clone(), Some(damaged.id));
+        Ok(key)
+    };
+    database.store.add_keys(database.ring, 1, false, "test", &mut make).unwrap();
+
+    let [disabled, kept, ..] = &database.store.keys(database.ring).unwrap()[..] else {
+        panic!("there are three keys")
+    };
+    database.store.change_key(&disabled.kid, KeyEvent::Disabled, "test", None).unwrap();
+    assert!(matches!(set.refresh(), Err(KeySetError::DataKey(_))));
+    assert!(set.key(disabled.id).is_none());
+    assert!(set.key(kept.id).is_some());
 }
 
 #[actix::test]

@@ -1,6 +1,7 @@
 //! Payloads in slices, the bound on their bytes, and ranges that do not hold what they should.
 
 use super::database::Database;
+use super::faulty_store::Call;
 use super::node::{Plan, TestNode};
 use crate::db::Store;
 use crate::types::RecordId;
@@ -32,6 +33,31 @@ async fn batches_are_loaded_and_signed_in_slices_within_the_bound_on_bytes() {
     let counts = database.signing.counts();
     assert_eq!(counts.slices_signed, 8 * 3);
     assert!(counts.most_bytes <= 128 * KIB, "{counts:?}");
+}
+
+#[actix::test]
+async fn small_batches_are_loaded_together_and_each_gets_its_own_records() {
+    let database = with_payloads(10, 100, 16);
+    let plan = Plan { batch_size: 1, max_in_flight: 10, ..Plan::default() };
+    TestNode::start(&database, plan).finish_done().await;
+    let verdict = database.assert_all_signed(100);
+    assert_eq!(verdict.events.checked_out, 100);
+    let loads = database.store.calls(Call::LoadBatch);
+    assert!((10..60).contains(&loads), "{loads}");
+    assert!(database.store.most_loaded() > 1);
+}
+
+#[actix::test]
+async fn what_does_not_fit_into_one_load_is_loaded_batch_by_batch() {
+    let database = with_payloads(10, 3, 16);
+    // The second look expects small records still, and a group of them that does not fit.
+    database.add_records((0..21).map(|n| vec![n as u8; 30 * KIB]));
+    let plan = Plan { batch_size: 3, max_in_flight: 8, ..Plan::default() };
+    TestNode::start(&database, plan).finish_done().await;
+    let verdict = database.assert_all_signed(24);
+    assert_eq!((verdict.events.checked_out, verdict.events.abandoned), (8, 0));
+    let counts = database.signing.counts();
+    assert!(counts.most_bytes <= MIB, "{counts:?}");
 }
 
 #[actix::test]

@@ -13,6 +13,7 @@ on_both! {
     a_key_has_at_most_one_open_use,
     a_use_of_a_key_begins_above_the_end_of_its_last_one,
     a_batch_has_at_most_one_open_and_one_stored_use,
+    a_use_is_of_a_key_and_a_batch_that_there_are,
     signatures_and_key_events_are_only_appended,
     a_record_s_id_is_above_zero_so_that_it_keeps_no_other_record_out,
     a_record_stays_as_it_is_and_only_its_place_rises,
@@ -292,6 +293,37 @@ fn malformed_rows_are_refused<F: Fixture>(f: &F) {
         &["records_external_id", "records.ring_id, records.external_id"],
     );
     scene.is_unharmed(f, &*store);
+}
+
+fn a_use_is_of_a_key_and_a_batch_that_there_are<F: Fixture>(f: &F) {
+    let store = f.open("a");
+    let scene = Scene::set(f, &*store);
+    let retry = scene.retry.key_use;
+    let foreign_key = "FOREIGN KEY constraint failed";
+    refuses(f, &open_use::<F>(1000, retry.batch.0, 999), &["ring 1 has no key 999", foreign_key]);
+    refuses(f, &open_use::<F>(1000, 999, retry.key.0), &["ring 1 has no batch 999", foreign_key]);
+    scene.is_unharmed(f, &*store);
+}
+
+#[test]
+fn a_use_is_of_its_own_ring_and_each_of_a_statement_is_judged_on_postgresql() {
+    let f = Pg::new();
+    let store = f.open("a");
+    let scene = Scene::set(&f, &*store);
+    let retry = scene.retry.key_use;
+    f.run("INSERT INTO rings (id, name) VALUES (77, 'other')");
+    f.run(
+        "INSERT INTO keys (id, ring_id, kid, algorithm, public_key, status)
+         SELECT 770, 77, 'other', algorithm, public_key, 'active' FROM keys WHERE id = 1",
+    );
+    refuses(&f, &open_use::<Pg>(1000, retry.batch.0, 770), &["ring 1 has no key 770"]);
+    let of_other_ring = open_use::<Pg>(1000, retry.batch.0, 770).replace("(1, ", "(77, ");
+    refuses(&f, &of_other_ring, &["ring 77 has no batch"]);
+    let second = "(1, 1001, 999, 2, 'elsewhere', now()), (1, ";
+    let good_and_bad = open_use::<Pg>(1000, retry.batch.0, retry.key.0).replace("(1, ", second);
+    refuses(&f, &good_and_bad, &["ring 1 has no batch 999"]);
+    f.run("DELETE FROM keys WHERE id = 770; DELETE FROM rings WHERE id = 77");
+    scene.is_unharmed(&f, &*store);
 }
 
 #[test]
