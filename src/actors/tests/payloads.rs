@@ -1,8 +1,9 @@
 //! Payloads in slices, the bound on their bytes, and ranges that do not hold what they should.
 
 use super::database::Database;
-use super::faulty_store::Call;
-use super::node::{Plan, TestNode};
+use super::faulty_store::{Call, Gate};
+use super::node::{Plan, TestNode, eventually};
+use super::scripted_signer::SignFault;
 use crate::db::Store;
 use crate::types::RecordId;
 
@@ -45,6 +46,21 @@ async fn small_batches_are_loaded_together_and_each_gets_its_own_records() {
     let loads = database.store.calls(Call::LoadBatch);
     assert!((10..60).contains(&loads), "{loads}");
     assert!(database.store.most_loaded() > 1);
+}
+
+#[actix::test]
+async fn what_was_loaded_together_counts_until_all_of_it_is_signed() {
+    let database = with_payloads(6, 6, 10 * KIB);
+    let gate = Gate::closed();
+    database.signing.on_slice(|_| Some(SignFault::Wait(gate)));
+    let plan = Plan { batch_size: 1, max_in_flight: 6, ..Plan::default() };
+    let node = TestNode::start(&database, plan);
+    eventually("both signers have a record", || gate.waiting() == 2).await;
+    assert_eq!(database.store.calls(Call::LoadBatch), 1);
+    assert_eq!(node.supervisor().await.payload_bytes, 60 << 10);
+    gate.open();
+    node.finish_done().await;
+    database.assert_all_signed(6);
 }
 
 #[actix::test]

@@ -68,6 +68,31 @@ fn an_insert_that_stays_open_holds_back_what_came_after_it_and_nothing_else() {
 }
 
 #[test]
+fn no_large_batch_reaches_behind_an_insert_that_stays_open() {
+    let f = Pg::alone();
+    let store = f.open("a");
+    add_keys(&*store, RING, 4);
+    store.insert_records(RING, &numbered(0, 100)).unwrap();
+    let mut open = f.session();
+    open.run(&format!("BEGIN; {INSERT}; {INSERT}"));
+    store.insert_records(RING, &numbered(100, 200)).unwrap();
+
+    let before = check_out(&*store, RING, 4, 40);
+    assert_eq!(
+        before.batches.iter().map(|b| b.range.record_count).collect::<Vec<_>>(),
+        [40, 40, 20]
+    );
+    assert_eq!(before.shortage, Some(Shortage::NoWork));
+    for batch in &before.batches {
+        assert_eq!(sign_and_store(&*store, batch), StoreOutcome::Stored);
+    }
+    open.run("COMMIT");
+    f.settle();
+    sign_all(&f, &*store, RING, 40);
+    assert_signed(&f, &*store, RING, 202);
+}
+
+#[test]
 fn inserts_that_commit_in_any_order_or_not_at_all_lose_nothing() {
     let f = Pg::alone();
     let store = f.open("a");
