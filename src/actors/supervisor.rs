@@ -5,6 +5,7 @@
 
 mod faults;
 mod look;
+mod orders;
 mod report;
 mod token;
 
@@ -20,10 +21,7 @@ use super::budget::{Budget, Share};
 use super::db_writer::DbWriter;
 use super::key_manager::KeyManager;
 use super::loading;
-use super::messages::{
-    BatchEnd, BatchSigned, CheckOut, Drain, DrainReport, Granted, Nudge, Observe, Pause, Resume,
-    Stop,
-};
+use super::messages::{BatchEnd, BatchSigned, CheckOut, DrainReport, Granted};
 use super::record_loader::RecordLoader;
 use super::reports::Reports;
 use super::signer::Signer;
@@ -106,8 +104,10 @@ pub struct Supervisor {
     store: Arc<dyn Store>,
     stations: Stations,
     state: State,
-    /// A checkout or a look for work is under way.
+    /// A checkout, or a look for work, is under way.
     asking: bool,
+    /// A search for what is left is under way; it keeps nobody from checking out.
+    looking: bool,
     /// Something happened meanwhile, so that another look is due at once.
     ask_again: bool,
     /// The last checkout found no work with nothing in flight, or a paused ring, so that a read is
@@ -207,6 +207,7 @@ impl Supervisor {
             stations,
             state: State::Running,
             asking: false,
+            looking: false,
             ask_again: false,
             quiet: false,
             idle: SHORTEST_IDLE,
@@ -297,14 +298,26 @@ impl Supervisor {
             self.pump(context);
         }
         self.end_drains_if_idle();
+        self.end_failure_if_idle();
     }
 
     fn start(&mut self, granted: Granted, context: &mut Context<Self>) {
         self.share.set_busy(!granted.checkouts.is_empty() || self.in_flight > 0);
-        if self.state == State::Draining && self.finished.is_none() {
-            // They came after the drain's deadline, and nobody waits for them any more.
+        if self.finished.is_none() {
+            // They came after the end that was told, and nobody waits for them any more.
             for checkout in granted.checkouts {
                 actix::spawn(batch_job::hand_back(self.stations.clone(), checkout));
+            }
+        } else if self.failure.is_some() {
+            for checkout in granted.checkouts {
+                self.in_flight += 1;
+                let (stations, supervisor) = (self.stations.clone(), context.address());
+                actix::spawn(async move {
+                    let key_use = checkout.batch.key_use;
+                    batch_job::hand_back(stations, checkout).await;
+                    let end = BatchEnd::GivenUp { reason: "the node starts no more".to_owned() };
+                    let _ = supervisor.send(BatchSigned { key_use, end }).await;
+                });
             }
         } else {
             for checkouts in loading::together(&self.stations, granted.checkouts) {
@@ -375,6 +388,7 @@ impl Supervisor {
     /// Not before: whoever waits for the end stops the actors that give keys back.
     fn end_failure_if_idle(&mut self) {
         if self.in_flight == 0
+            && !self.asking
             && let Some(how) = self.failure.take()
         {
             self.finish(how);
@@ -436,15 +450,6 @@ impl Handler<Pump> for Supervisor {
     }
 }
 
-impl Handler<Nudge> for Supervisor {
-    type Result = ();
-
-    fn handle(&mut self, _: Nudge, context: &mut Self::Context) {
-        self.idle = SHORTEST_IDLE;
-        self.pump(context);
-    }
-}
-
 impl Handler<BatchSigned> for Supervisor {
     type Result = ();
 
@@ -486,65 +491,5 @@ impl Handler<BatchSigned> for Supervisor {
         } else {
             self.pump(context);
         }
-    }
-}
-
-impl Handler<Pause> for Supervisor {
-    type Result = ();
-
-    fn handle(&mut self, _: Pause, context: &mut Self::Context) {
-        if self.state == State::Running {
-            self.state = State::Paused;
-            self.report(context);
-        }
-    }
-}
-
-impl Handler<Resume> for Supervisor {
-    type Result = ();
-
-    fn handle(&mut self, _: Resume, context: &mut Self::Context) {
-        if self.state == State::Paused {
-            self.state = State::Running;
-            self.report(context);
-            self.pump(context);
-        }
-    }
-}
-
-impl Handler<Drain> for Supervisor {
-    type Result = ResponseFuture<DrainReport>;
-
-    fn handle(&mut self, message: Drain, context: &mut Self::Context) -> Self::Result {
-        self.state = State::Draining;
-        self.report(context);
-        let (drain, report) = oneshot::channel();
-        self.drains.push(drain);
-        // A checkout under way may still bring batches; its reply comes before anything ends.
-        let so_far = self.drain_report();
-        context.run_later(message.deadline, |actor, _| actor.end_drains());
-        self.end_drains_if_idle();
-        Box::pin(async move { report.await.unwrap_or(so_far) })
-    }
-}
-
-impl Handler<Observe<SupervisorSnapshot>> for Supervisor {
-    type Result = SupervisorSnapshot;
-
-    fn handle(&mut self, _: Observe<SupervisorSnapshot>, _: &mut Self::Context) -> Self::Result {
-        SupervisorSnapshot {
-            state: self.state,
-            in_flight: self.in_flight,
-            payload_bytes: self.stations.payload_permits.taken_bytes(),
-            ..self.snapshot
-        }
-    }
-}
-
-impl Handler<Stop> for Supervisor {
-    type Result = ();
-
-    fn handle(&mut self, _: Stop, context: &mut Self::Context) {
-        context.stop();
     }
 }

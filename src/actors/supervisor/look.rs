@@ -49,12 +49,14 @@ impl Supervisor {
         if self.state == State::Draining {
             return;
         }
+        // It may take long, and what arrives meanwhile is not to wait for its end.
+        self.rest(context);
         let now = self.stations.clock.now();
-        if self.next_look.is_some_and(|next| now < next) {
-            return self.rest(context);
+        if self.looking || self.next_look.is_some_and(|next| now < next) {
+            return;
         }
         self.next_look = Some(now + self.settings.look_every);
-        self.asking = true;
+        self.looking = true;
         let store = Arc::clone(&self.store);
         let ring = self.settings.ring;
         let look = off_thread(move || {
@@ -74,12 +76,13 @@ impl Supervisor {
             }
         });
         context.spawn(look.into_actor(self).map(move |look, actor, context| {
-            actor.asking = false;
+            actor.looking = false;
             match look {
+                // What was begun meanwhile looks again when it has ended.
+                Ok(_) if actor.in_flight > 0 || actor.asking => {}
                 Ok(look) => actor.act_on(look, shortage, context),
                 Err(error) => actor.could_not(error, context),
             }
-            actor.after_asking(context);
         }));
     }
 

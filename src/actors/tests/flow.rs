@@ -58,6 +58,25 @@ async fn a_node_without_a_free_key_waits_in_patience_until_one_is_returned() {
 }
 
 #[actix::test]
+async fn a_record_that_arrives_during_a_long_look_for_what_is_left_is_signed_at_once() {
+    let database = Database::new(2, 0);
+    let gate = Gate::closed();
+    database.store.plan(Call::Progress, [Fault::Wait(gate)]);
+    let node = TestNode::start(&database, Plan { until_done: false, ..Plan::default() });
+    eventually("the look is under way", || gate.waiting() == 1).await;
+    database.add_records([b"a".to_vec()]);
+    node.nudge().await;
+    node.until("it is signed", |snapshot| snapshot.signed_records == 1).await;
+    assert_eq!(gate.waiting(), 1, "the look goes on");
+    gate.open();
+    database.add_records([b"b".to_vec()]);
+    node.nudge().await;
+    node.until("another one is signed", |snapshot| snapshot.signed_records == 2).await;
+    node.stop().await;
+    database.assert_all_signed(2);
+}
+
+#[actix::test]
 async fn a_key_that_comes_back_while_a_checkout_is_under_way_is_not_forgotten() {
     let database = Database::new(2, 30);
     let (quick, slow, reply) = (Gate::closed(), Gate::closed(), Gate::closed());
