@@ -210,8 +210,7 @@ mod registry {
             }
             tracing::warn!("failpoint {step}.{place}: {:?}", entry.action);
             match entry.action {
-                // It goes on here when it is continued.
-                Action::Stop => drop(kill_process(getpid(), Signal::STOP)),
+                Action::Stop => stop(),
                 Action::Kill => drop(kill_process(getpid(), Signal::KILL)),
                 Action::Panic => panic!("failpoint {step}.{place}"),
                 Action::Fail => fails = true,
@@ -219,6 +218,15 @@ mod registry {
             }
         }
         fails
+    }
+
+    /// Returns after the process is continued.
+    #[expect(clippy::disallowed_methods, reason = "no call waits for the stop")]
+    fn stop() {
+        let _ = kill_process(getpid(), Signal::STOP);
+        // The kernel may give the signal to another thread, and this one would go on beyond the
+        // point until the stop reaches it.
+        std::thread::sleep(std::time::Duration::from_millis(100));
     }
 
     #[expect(clippy::disallowed_methods, reason = "that is the action")]

@@ -11,7 +11,7 @@ on_both_databases! {
     kill_in_the_middle_again_and_again_loses_nothing,
 }
 
-/// Enough of them, in batches small enough, that a run is in the middle when it is looked at.
+/// Enough of them, in batches small enough, that a run is in the middle when it is killed.
 const RECORDS: u32 = 20_000;
 const RUN: [&str; 3] = ["run", "--batch-size", "20"];
 
@@ -23,9 +23,9 @@ fn with_short_leases(site: Site) -> Site {
 
 fn sigterm_finishes_what_is_in_flight_and_the_next_run_the_rest(site: Site) {
     let site = site.with(20, RECORDS);
-    let run = site.start(&RUN);
-    site.wait_for_the_middle(RECORDS.into());
+    let run = site.start_halted(&RUN, "writer.answered@10");
     run.signal(Signal::TERM);
+    run.signal(Signal::CONT);
     let ended = run.wait().expect_code(1).expect_stdout("interrupted after signing ");
     ended.expect_stdout("the rest is signed by the next run").expect_stderr("SIGTERM: finishing ");
     assert_eq!(site.open_uses(), 0);
@@ -49,18 +49,20 @@ fn a_second_sigterm_ends_at_once_on_sqlite_and_the_next_run_goes_on() {
 }
 
 fn a_second_sigterm_ends_at_once(site: Site) {
-    let site = with_short_leases(site.with(20, RECORDS));
-    let run = site.start(&RUN);
-    site.wait_for_the_middle(RECORDS.into());
-    // Nothing can be stored while another holds the ring, so what is in flight stays there.
+    let site =
+        with_short_leases(site.with(20, RECORDS)).set("CHANCERY_SIGNING__MAX_IN_FLIGHT", "1");
+    // The only batch in flight is about to be stored, and no transaction is open.
+    let run = site.start_halted(&RUN, "writer.storing@10");
+    // Nothing can be stored while another holds the ring, so it stays in flight.
     let mut holder = Holder::of(&site);
+    run.signal(Signal::CONT);
     run.signal(Signal::TERM);
     run.wait_for_stderr("SIGTERM: finishing ");
     run.signal(Signal::TERM);
     run.wait().expect_code(1).expect_stderr("SIGTERM again: ending at once");
     holder.let_go();
     drop(holder);
-    assert!(site.open_uses() > 0, "nothing was in flight");
+    assert_eq!(site.open_uses(), 1, "one batch was in flight");
 
     site.run(&RUN).expect_code(0).expect_stderr("reclaimed a key use whose node did not end it");
     judge(&site, RECORDS.into());

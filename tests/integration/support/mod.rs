@@ -144,6 +144,20 @@ impl Site {
         Running::start(self.command(arguments), None)
     }
 
+    /// Starts the program and waits until it has stopped itself at a failpoint, `POINT@PASSAGE`;
+    /// SIGCONT lets it go on.
+    #[track_caller]
+    pub(crate) fn start_halted(&self, arguments: &[&str], point: &str) -> Running {
+        let mut command = self.command(arguments);
+        command.env("CHANCERY_FAILPOINTS", point.replacen('@', "=stop@", 1));
+        let running = self.start_command(command);
+        wait_until(&format!("it stops at {point}"), || {
+            assert!(running.is_alive(), "it ended without coming to {point}: {}", running.stderr());
+            running.is_stopped()
+        });
+        running
+    }
+
     /// Starts the program, with what `input` writes on its standard input.
     pub(crate) fn start_with_input(&self, arguments: &[&str], input: Input) -> Running {
         Running::start(self.command(arguments), Some(input))
