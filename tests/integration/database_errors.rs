@@ -11,7 +11,7 @@ use testkit::StopMode;
 
 use crate::support::database::Database;
 use crate::support::judge::judge;
-use crate::support::program::Ended;
+use crate::support::program::{Ended, Signal};
 use crate::support::{Site, wait_until};
 
 #[test]
@@ -65,12 +65,12 @@ fn a_login_that_is_taken_away_while_serving_ends_it_and_blames_no_batch() {
     let site = Site::postgres_alone().with(20, 20_000);
     site.database.execute("CREATE ROLE signer LOGIN SUPERUSER");
     let site = site.on_login("signer");
-    let run = site.start(&["run", "--batch-size", "20"]);
-    site.wait_for_the_middle(20_000);
+    let run = site.start_halted(&["run", "--batch-size", "20"], "writer.answered@10");
     // First the one and then the other: in one transaction they would log in again before its end.
     site.database.execute("ALTER ROLE signer NOLOGIN");
     site.database
         .execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'signer'");
+    run.signal(Signal::CONT);
     let begin = Instant::now();
     let ended = run.wait().expect_code(1).expect_stderr("is not permitted to log in");
     assert!(begin.elapsed() < Duration::from_secs(30), "it took {:?}", begin.elapsed());

@@ -44,9 +44,7 @@ fn share_a_postgres(processes: usize) {
 #[test]
 fn a_second_process_on_sqlite_waits_and_says_for_whom() {
     let site = Site::sqlite().with(20, 20_000).set("CHANCERY_NODE__NAME", "signer-a");
-    let first = site.start(&["run", "--batch-size", "20"]);
-    site.wait_for_the_middle(20_000);
-    first.signal(Signal::STOP);
+    let first = site.start_halted(&["run", "--batch-size", "20"], "writer.answered@10");
     let second = site.start(&["run"]);
     let line = second.wait_for_stderr("waiting: one process at a time signs an SQLite database");
     let holder = format!("node signer-a-{id}-", id = first.id());
@@ -62,9 +60,8 @@ fn a_second_process_on_sqlite_waits_and_says_for_whom() {
 #[test]
 fn a_process_that_waits_on_sqlite_takes_over_from_one_that_was_killed() {
     let site = Site::sqlite().with(20, 20_000);
-    let first = site.start(&["run", "--batch-size", "20"]);
-    let before = site.wait_for_the_middle(20_000);
-    first.signal(Signal::STOP);
+    let first = site.start_halted(&["run", "--batch-size", "20"], "writer.answered@10");
+    let before = site.signatures();
     let second = site.start(&["run"]);
     second.wait_for_stderr("waiting: one process at a time signs an SQLite database");
     first.signal(Signal::KILL);

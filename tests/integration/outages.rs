@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use testkit::{Proxy, StopMode};
 
 use crate::support::judge::judge;
+use crate::support::program::Signal;
 use crate::support::{Site, wait_until};
 
 #[test]
@@ -22,14 +23,14 @@ fn survives_a_stop(mode: StopMode) {
     // A checkout whose reply was lost comes back when its lease ends.
     let site = Site::postgres_alone().set("CHANCERY_LEASE__DURATION_S", "2").with(20, 20_000);
     let server = site.database.server();
-    let run = site.start(&["run", "--batch-size", "20"]);
-    let before = site.wait_for_the_middle(20_000);
+    let run = site.start_halted(&["run", "--batch-size", "20"], "writer.answered@10");
+    assert!(site.signatures() > 0);
     server.stop(mode).unwrap();
+    run.signal(Signal::CONT);
     run.wait_for_stderr("trying again");
     server.start_again().unwrap();
     let ended = run.wait().expect_code(0);
     ended.expect_stdout("no record of ring default in ");
-    assert!(before > 0);
     judge(&site, 20_000);
 }
 

@@ -9,7 +9,7 @@ use testkit::SmallDisk;
 
 use crate::support::Site;
 use crate::support::judge::judge;
-use crate::support::program::Ended;
+use crate::support::program::{Ended, Signal};
 
 #[test]
 fn a_read_only_file_system_is_named_at_once_and_writable_again_it_is_signed() {
@@ -84,10 +84,10 @@ fn a_folder_or_a_file_in_no_folder_is_no_database() {
 fn a_run_whose_file_is_deleted_ends_rather_than_signs_what_nobody_will_see() {
     const RECORDS: u32 = 20_000;
     let site = Site::sqlite().with(20, RECORDS);
-    let run = site.start(&["run", "--batch-size", "20"]);
-    site.wait_for_the_middle(RECORDS.into());
+    let run = site.start_halted(&["run", "--batch-size", "20"], "writer.answered@10");
     let (file, aside) = (site.path("chancery.db"), site.path("aside.db"));
     fs::rename(&file, &aside).unwrap();
+    run.signal(Signal::CONT);
     let ended = run.wait().expect_code(1);
     ended.expect_stderr("it was deleted, moved or replaced");
     // Back in its place with its log, nothing is lost.
@@ -100,9 +100,9 @@ fn a_run_whose_file_is_deleted_ends_rather_than_signs_what_nobody_will_see() {
 fn a_run_whose_file_is_damaged_under_it_ends_with_that() {
     const RECORDS: u32 = 20_000;
     let (site, file) = with_one_file(RECORDS);
-    let run = site.start(&["run", "--batch-size", "20"]);
-    site.wait_for_the_middle(RECORDS.into());
+    let run = site.start_halted(&["run", "--batch-size", "20"], "writer.answered@10");
     overwrite(&file, 0.3, 1.0);
+    run.signal(Signal::CONT);
     let ended = run.wait().expect_code(1);
     let ended = ended.expect_stderr("is damaged: ").expect_stderr("cannot go on");
     assert!(!ended.stderr.contains("the database refused a batch"), "{ended}");

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use testkit::{Places, Postgres, SmallDisk};
 
 use crate::support::judge::judge;
+use crate::support::program::Signal;
 use crate::support::{Site, wait_until};
 
 /// Enough of them, in batches small enough, that a run is in the middle when its disk fills.
@@ -41,9 +42,10 @@ fn a_run_on_postgres_waits_while_the_disk_of_its_data_is_full_and_then_goes_on()
 }
 
 fn waits_for_room(site: &Site, disk: &SmallDisk, reason: &str) {
-    let run = site.start(&RUN);
-    let before = site.wait_for_the_middle(RECORDS.into());
+    let run = site.start_halted(&RUN, "writer.answered@10");
+    let before = site.signatures();
     disk.fill().unwrap();
+    run.signal(Signal::CONT);
     let full_since = Instant::now();
     run.wait_for_stderr("the database's storage fails: ");
     run.wait_for_stderr(reason);
@@ -71,9 +73,10 @@ fn a_run_on_postgres_goes_on_when_the_server_that_a_full_log_disk_stopped_is_sta
     let places = Places { wal: Some(disk.path().to_owned()), ..Places::default() };
     let server = Postgres::start_at(&places).unwrap();
     let site = prepare(Site::on_server(&server));
-    let run = site.start(&RUN);
-    let before = site.wait_for_the_middle(RECORDS.into());
+    let run = site.start_halted(&RUN, "writer.answered@10");
+    let before = site.signatures();
     disk.fill().unwrap();
+    run.signal(Signal::CONT);
     run.wait_for_stderr("trying again");
     wait_until("PostgreSQL has stopped itself", || server.log_tail().contains("PANIC:"));
     assert!(run.is_alive());
