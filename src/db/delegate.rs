@@ -18,7 +18,7 @@ macro_rules! shared_methods {
             after: Option<Position>,
             max_bytes: usize,
         ) -> Result<Vec<Record>, StoreError> {
-            self.load(|c| protocol::load_batch(c, ring, range, after, max_bytes))
+            self.read_by_index(|c| protocol::load_batch(c, ring, range, after, max_bytes))
         }
 
         fn progress(&self, ring: RingId) -> Result<Progress, StoreError> {
@@ -336,7 +336,7 @@ macro_rules! shared_methods {
             after: Option<RecordId>,
             max_bytes: usize,
         ) -> Result<Vec<SignedRecord>, StoreError> {
-            self.load(|c| inspection::signed_records(c, after, max_bytes))
+            self.read_by_index(|c| inspection::signed_records(c, after, max_bytes))
         }
 
         fn batch_keys(&self, batches: &[BatchId]) -> Result<Vec<BatchKey>, StoreError> {
@@ -366,7 +366,7 @@ macro_rules! shared_methods {
             after: Option<RecordId>,
             limit: u32,
         ) -> Result<Vec<Membership>, StoreError> {
-            self.load(|c| inspection::memberships(c, after, limit))
+            self.read_by_index(|c| inspection::memberships(c, after, limit))
         }
 
         fn open_uses(&self) -> Result<Vec<OpenUse>, StoreError> {

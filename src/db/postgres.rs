@@ -142,7 +142,7 @@ impl PgStore {
     }
 
     /// Runs a read that must go by index.
-    fn load<T>(
+    fn read_by_index<T>(
         &self,
         body: impl FnOnce(&mut PgConnection) -> TxResult<T>,
     ) -> Result<T, StoreError> {
@@ -225,7 +225,7 @@ impl Store for PgStore {
     }
 
     fn has_work(&self, ring: RingId) -> Result<bool, StoreError> {
-        self.check_read(ring, || self.read(|c| Ok(protocol::has_work(c, ring)?)))
+        self.check_read(ring, || self.read_by_index(|c| Ok(protocol::has_work(c, ring)?)))
     }
 
     fn check_schema(&self) -> Result<(), StoreError> {

@@ -133,7 +133,7 @@ impl SqliteStore {
     }
 
     /// Runs a read that must go by index; all do.
-    fn load<T>(
+    fn read_by_index<T>(
         &self,
         body: impl FnOnce(&mut SqliteConnection) -> TxResult<T>,
     ) -> Result<T, StoreError> {

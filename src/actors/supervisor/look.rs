@@ -79,11 +79,16 @@ impl Supervisor {
             actor.looking = false;
             match look {
                 // What was begun meanwhile looks again when it has ended.
-                Ok(_) if actor.in_flight > 0 || actor.asking => {}
+                Ok(_) if actor.in_flight > 0 || actor.checks_out() => {}
                 Ok(look) => actor.act_on(look, shortage, context),
                 Err(error) => actor.could_not(error, context),
             }
         }));
+    }
+
+    /// Whether a check-out is under way, and not just a read that asks for work.
+    fn checks_out(&self) -> bool {
+        self.asking && !self.quiet
     }
 
     fn act_on(&mut self, look: Look, shortage: Shortage, context: &mut Context<Self>) {
