@@ -19,6 +19,7 @@ use super::loading::{Loaded, PayloadPermits, load_slice, load_together};
 use super::messages::{
     BatchEnd, Checkout, Return, ReturnKey, SignBatch, SignFailure, StoreBatch, StoreReply,
 };
+use super::on_the_way::{OnTheWay, Travelling};
 use super::record_loader::RecordLoader;
 use super::signer::Signer;
 use super::troubles::Troubles;
@@ -40,6 +41,7 @@ pub(super) struct Stations {
     pub(super) loader: Addr<RecordLoader>,
     pub(super) signer: Addr<Signer>,
     pub(super) writer: Addr<DbWriter>,
+    pub(super) on_the_way: OnTheWay,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) payload_permits: Arc<PayloadPermits>,
     /// How many bytes of payload are loaded and signed at a time.
@@ -115,34 +117,41 @@ pub(super) async fn run_together<E>(stations: Stations, checkouts: Vec<Checkout>
 where
     E: AsyncFn(KeyUse, BatchEnd) + Clone + 'static,
 {
+    let travelling: Vec<_> = checkouts.iter().map(|_| stations.on_the_way.set_out()).collect();
     let loaded = load_together(&stations, &checkouts).await;
-    for (checkout, loaded) in checkouts.into_iter().zip(loaded) {
+    for ((checkout, loaded), travelling) in checkouts.into_iter().zip(loaded).zip(travelling) {
         let (stations, end) = (stations.clone(), end.clone());
         actix::spawn(async move {
             let key_use = checkout.batch.key_use;
-            end(key_use, run(stations, checkout, loaded).await).await;
+            end(key_use, run(stations, checkout, loaded, travelling).await).await;
         });
     }
 }
 
 /// Takes a batch to its end, in a span of its own.
-async fn run(stations: Stations, checkout: Checkout, loaded: Option<Loaded>) -> BatchEnd {
+async fn run(
+    stations: Stations,
+    checkout: Checkout,
+    loaded: Option<Loaded>,
+    travelling: Travelling,
+) -> BatchEnd {
     let KeyUse { ring, fence, batch, key } = checkout.batch.key_use;
     let span = tracing::info_span!(
         "batch", %ring, %batch, %key, %fence, node = %stations.node,
         records = checkout.batch.range.record_count
     );
-    take_to_its_end(stations, checkout, loaded).instrument(span).await
+    take_to_its_end(stations, checkout, loaded, travelling).instrument(span).await
 }
 
 async fn take_to_its_end(
     stations: Stations,
     checkout: Checkout,
     loaded: Option<Loaded>,
+    travelling: Travelling,
 ) -> BatchEnd {
     let records = u64::from(checkout.batch.range.record_count);
     reach("batch", "started");
-    match sign_and_store(&stations, &checkout, loaded).await {
+    match sign_and_store(&stations, &checkout, loaded, travelling).await {
         Ok(()) => {
             reach("batch", "stored");
             stations.stored.send_modify(|batches| *batches += 1);
@@ -229,6 +238,7 @@ async fn sign_and_store(
     stations: &Stations,
     checkout: &Checkout,
     loaded: Option<Loaded>,
+    travelling: Travelling,
 ) -> Result<(), Failure> {
     let begun = stations.clock.now();
     let signing = sign(stations, checkout, loaded).instrument(tracing::info_span!("sign"));
@@ -238,6 +248,7 @@ async fn sign_and_store(
     reach("batch", "signed");
     let key_use = checkout.batch.key_use;
     let batch = SignedBatch { key_use, signatures };
+    drop(travelling);
     // No watchdog here: the writer answers when the database has.
     let stored = stations.writer.send(StoreBatch(batch)).instrument(tracing::info_span!("store"));
     let reply = stored.await;

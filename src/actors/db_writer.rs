@@ -11,8 +11,10 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::messages::{Observe, Stop, StoreBatch, StoreReply};
+use super::on_the_way::OnTheWay;
 use super::signer::panic_message;
 use super::troubles::{Place, Reminder, Troubles};
 use crate::db::{KeyUse, Refusal, SignedBatch, Store, StoreError, StoreOutcome};
@@ -21,6 +23,9 @@ use crate::failpoint::reach;
 /// How many signatures one transaction stores at most, unless one batch alone has more.
 const GROUP_SIGNATURES: usize = 32_768;
 
+/// How long a transaction is put off at the most, for more batches to share it.
+const LONGEST_DELAY: Duration = Duration::from_millis(50);
+
 /// The longest pause between two attempts while the database is not reachable.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
@@ -28,8 +33,13 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 pub struct DbWriter {
     workers: Addr<StoreWorker>,
     idle_workers: usize,
+    on_the_way: OnTheWay,
     troubles: Troubles,
     waiting: VecDeque<Waiting>,
+    /// How long the last transaction took.
+    took: Duration,
+    /// The end of the time for which what waits is put off.
+    overdue: Option<SpawnHandle>,
     snapshot: DbWriterSnapshot,
 }
 
@@ -60,31 +70,56 @@ pub struct DbWriterSnapshot {
 }
 
 impl DbWriter {
-    /// A front for `writers` workers of a pool.
+    /// A front for `writers` workers of a pool, to whom the batches come that are `on_the_way`.
     #[must_use]
-    pub fn new(workers: Addr<StoreWorker>, writers: usize, troubles: Troubles) -> Self {
+    pub fn new(
+        workers: Addr<StoreWorker>,
+        writers: usize,
+        on_the_way: OnTheWay,
+        troubles: Troubles,
+    ) -> Self {
         DbWriter {
             workers,
+            on_the_way,
             troubles,
             idle_workers: writers,
             waiting: VecDeque::new(),
+            took: Duration::ZERO,
+            overdue: None,
             snapshot: DbWriterSnapshot::default(),
         }
     }
 
-    /// Gives each idle worker a group of what waits.
+    /// Gives each idle worker a group of what waits, unless more is about to come.
+    ///
+    /// A transaction costs as much as some batches in it. So it is put off while many are on the way, but
+    /// not for long: at most for twice the time that the last one took.
     fn flush(&mut self, context: &mut Context<Self>) {
         while self.idle_workers > 0 && !self.waiting.is_empty() {
-            self.idle_workers -= 1;
-            let (batches, replies) = self.next_group();
-            reach("writer", "grouped");
-            let group = store_group(self.workers.clone(), Arc::new(batches), self.troubles.clone());
-            context.spawn(group.into_actor(self).map(|settled, actor, context| {
-                actor.idle_workers += 1;
-                actor.answer(settled, replies);
-                actor.flush(context);
-            }));
+            if 2 * self.waiting.len() < self.on_the_way.batches() && !self.took.is_zero() {
+                let delay = (2 * self.took).min(LONGEST_DELAY);
+                self.overdue.get_or_insert_with(|| context.notify_later(Overdue, delay));
+                return;
+            }
+            self.store_next_group(context);
         }
+    }
+
+    fn store_next_group(&mut self, context: &mut Context<Self>) {
+        if let Some(overdue) = self.overdue.take() {
+            context.cancel_future(overdue);
+        }
+        let begun = Instant::now();
+        self.idle_workers -= 1;
+        let (batches, replies) = self.next_group();
+        reach("writer", "grouped");
+        let group = store_group(self.workers.clone(), Arc::new(batches), self.troubles.clone());
+        context.spawn(group.into_actor(self).map(move |settled, actor, context| {
+            actor.idle_workers += 1;
+            actor.took = begun.elapsed();
+            actor.answer(settled, replies);
+            actor.flush(context);
+        }));
     }
 
     /// Takes what waits, of one ring and within the bound.
@@ -235,6 +270,22 @@ async fn store_until_answered(
 
 impl Actor for DbWriter {
     type Context = Context<Self>;
+}
+
+/// To itself: what waits has waited long enough.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Overdue;
+
+impl Handler<Overdue> for DbWriter {
+    type Result = ();
+
+    fn handle(&mut self, _: Overdue, context: &mut Self::Context) {
+        self.overdue = None;
+        if self.idle_workers > 0 && !self.waiting.is_empty() {
+            self.store_next_group(context);
+        }
+    }
 }
 
 impl Handler<StoreBatch> for DbWriter {

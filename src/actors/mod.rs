@@ -17,6 +17,7 @@ pub mod key_set;
 mod loading;
 pub mod messages;
 pub mod new_keys;
+pub mod on_the_way;
 mod outage;
 pub mod record_loader;
 pub mod reports;

@@ -22,6 +22,7 @@ use super::db_writer::DbWriter;
 use super::key_manager::KeyManager;
 use super::loading;
 use super::messages::{BatchEnd, BatchSigned, CheckOut, DrainReport, Granted};
+use super::on_the_way::OnTheWay;
 use super::record_loader::RecordLoader;
 use super::reports::Reports;
 use super::signer::Signer;
@@ -75,6 +76,8 @@ pub struct Team {
     pub signer: Addr<Signer>,
     /// Stores.
     pub writer: Addr<DbWriter>,
+    /// The batches that are on their way to it.
+    pub on_the_way: OnTheWay,
     /// Where all of them note what keeps them from their work.
     pub troubles: Troubles,
     /// Where they note how long it took.
@@ -189,6 +192,7 @@ impl Supervisor {
             loader: team.loader,
             signer: team.signer,
             writer: team.writer,
+            on_the_way: team.on_the_way,
             clock,
             payload_permits: Arc::clone(&settings.budget.payload_permits),
             slice_bytes: settings.slice_bytes.min(most_bytes),

@@ -16,6 +16,7 @@ use crate::actors::key_manager::{KeyManager, KeyManagerSettings, KeyManagerSnaps
 use crate::actors::key_set::KeySet;
 use crate::actors::messages::{Drain, DrainReport, Observe, Stop};
 use crate::actors::off_thread;
+use crate::actors::on_the_way::OnTheWay;
 use crate::actors::record_loader::RecordLoader;
 use crate::actors::reports::Reports;
 use crate::actors::signer::{Signer, sign_records};
@@ -365,12 +366,15 @@ impl Shared {
         )
         .start();
         let workers = self.workers.clone().unwrap_or_else(|| store_workers(&store, config));
-        let writer = DbWriter::new(workers, config.signing.writers, troubles.clone()).start();
+        let on_the_way = OnTheWay::default();
+        let writers = config.signing.writers;
+        let writer = DbWriter::new(workers, writers, on_the_way.clone(), troubles.clone()).start();
         let team = Team {
             key_manager: key_manager.clone(),
             loader: self.loader.clone(),
             signer,
             writer: writer.clone(),
+            on_the_way,
             troubles: troubles.clone(),
             timings: timings.clone(),
             stored: stored_batches,

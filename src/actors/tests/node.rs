@@ -15,6 +15,7 @@ use crate::actors::db_writer::{DbWriter, DbWriterSnapshot, StoreWorker};
 use crate::actors::key_manager::{KeyManager, KeyManagerSettings, KeyManagerSnapshot};
 use crate::actors::key_set::KeySet;
 use crate::actors::messages::{Drain, DrainReport, Nudge, Observe, Pause, Resume, Stop};
+use crate::actors::on_the_way::OnTheWay;
 use crate::actors::record_loader::RecordLoader;
 use crate::actors::reports::Reports;
 use crate::actors::signer::Signer;
@@ -145,12 +146,15 @@ impl<'a> TestNode<'a> {
             let store = Arc::clone(&store);
             move || StoreWorker { store: Arc::clone(&store) }
         });
-        let writer = DbWriter::new(workers, plan.writers, troubles.clone()).start();
+        let on_the_way = OnTheWay::default();
+        let writer =
+            DbWriter::new(workers, plan.writers, on_the_way.clone(), troubles.clone()).start();
         let team = Team {
             key_manager,
             loader,
             signer,
             writer,
+            on_the_way,
             troubles,
             timings,
             stored: watch::Sender::new(0),
