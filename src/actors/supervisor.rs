@@ -244,13 +244,9 @@ impl Supervisor {
         }
         let most = self.token.limit(self.share.most());
         // Another ring may have got work, and with it a part of what this one has in flight.
-        let mut free = most.saturating_sub(self.in_flight);
+        let free = most.saturating_sub(self.in_flight);
         if free == 0 || (self.in_flight > 0 && free < most / 4) {
             return;
-        }
-        if self.in_flight == 0 {
-            // These are loaded and signed while the others are checked out.
-            free = most.div_ceil(4);
         }
         self.asking = true;
         if self.quiet {

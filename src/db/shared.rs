@@ -14,6 +14,9 @@ use super::{Batch, CheckOut, OpenUse, Progress, Ring, Shortage, StoreError};
 use crate::failpoint::{self, Injected};
 use crate::types::{BatchId, BatchState, Outcome, RingId};
 
+/// From how many records on a batch's edges are looked up, and not found by counting all of its records.
+pub(super) const LARGE_BATCH: u32 = 32;
+
 /// Why a transaction did not commit: the database's own error, or a finding of ours.
 #[derive(Debug)]
 pub(super) enum TxError {

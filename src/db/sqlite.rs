@@ -8,6 +8,7 @@ mod file;
 mod intake;
 mod lock;
 mod protocol;
+mod signatures;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};

@@ -13,7 +13,7 @@ use super::{CURRENT_XID, PgStore, int, ring_bind};
 use crate::db::models::{
     BatchRow, EdgeRow, FlagRow, PositionRow, RangeRow, RecordRow, RingRow, ranges,
 };
-use crate::db::shared::{self, Bind, Session, TxResult};
+use crate::db::shared::{self, Bind, LARGE_BATCH, Session, TxResult};
 use crate::db::{CheckOut, CheckedOut, ClaimedBatch, KeyUse, Ring, Shortage};
 use crate::failpoint::pass;
 use crate::types::{BatchRange, Fence, KeyId, Position, Record, RecordId, RingId, Tick};
@@ -103,9 +103,6 @@ pub(super) fn check_out(
     let shortage = shared::shortage(c, request, keys.len(), claimed.len())?;
     Ok((CheckedOut { batches: claimed, shortage }, tick))
 }
-
-/// From how many records on a batch's edges are looked up, and not found by counting all of its records.
-const LARGE_BATCH: u32 = 32;
 
 /// The ranges of up to `batches` new batches behind the ring's cursor.
 ///

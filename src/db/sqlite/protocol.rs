@@ -4,19 +4,20 @@
 //! can run beside another writer. SQLite bounds an index by the first column of `(inserted_xid, id)
 //! > (?, ?)` alone, which here is 0 in every record, so the comparison is written out.
 
-use std::sync::OnceLock;
-
 use diesel::prelude::*;
 use diesel::sqlite::SqliteConnection;
 
 use super::SqliteStore;
-use crate::db::models::{BatchRow, EdgeRow, NumberRow, RecordRow, RingRow, UseRow, ranges};
+use super::signatures::insert_signatures;
+use crate::db::models::{
+    BatchRow, EdgeRow, NumberRow, PositionRow, RecordRow, RingRow, UseRow, ranges,
+};
 use crate::db::remaining;
-use crate::db::shared::{self, Bind, Session, TxResult};
+use crate::db::shared::{self, Bind, LARGE_BATCH, Session, TxResult};
 use crate::db::statement::Statement;
 use crate::db::{
-    CheckOut, CheckedOut, GiveUp, KeyUse, ReclaimScope, Reclaimed, Refusal, Ring, Shortage,
-    SignedBatch, StoreError, StoreOutcome,
+    CheckOut, CheckedOut, GiveUp, KeyUse, ReclaimScope, Reclaimed, Ring, Shortage, SignedBatch,
+    StoreOutcome,
 };
 use crate::failpoint::pass;
 use crate::types::{
@@ -122,15 +123,55 @@ pub(super) fn check_out(
     Ok((CheckedOut { batches: claimed, shortage }, tick))
 }
 
+/// The ranges of up to `batches` new batches behind the ring's cursor.
 fn next_ranges(
     c: &mut SqliteConnection,
     ring: &Ring,
     batches: usize,
     batch_size: u32,
 ) -> TxResult<Vec<BatchRange>> {
-    if batches == 0 {
-        return Ok(Vec::new());
+    let mut cursor = ring.cursor;
+    let mut ranges = Vec::new();
+    while batch_size >= LARGE_BATCH && ranges.len() < batches {
+        let Some(range) = full_range(c, ring.id, cursor, batch_size)? else { break };
+        cursor = range.high;
+        ranges.push(range);
     }
+    let left = batches - ranges.len();
+    if left > 0 {
+        ranges.extend(counted_ranges(c, ring.id, cursor, left, batch_size)?);
+    }
+    Ok(ranges)
+}
+
+/// The next batch if it has `batch_size` records, all inserted where the cursor is, as nearly all are: two
+/// records that are looked up by index, without a look at what lies between them.
+fn full_range(
+    c: &mut SqliteConnection,
+    ring: RingId,
+    cursor: Position,
+    batch_size: u32,
+) -> TxResult<Option<BatchRange>> {
+    let nth_behind = "SELECT inserted_xid, id FROM records
+                      WHERE ring_id = $1 AND inserted_xid = $2 AND id > $3
+                      ORDER BY id LIMIT 1 OFFSET $4";
+    let mut edge = |n: u32| -> TxResult<Option<Position>> {
+        let binds =
+            [Bind::Int(ring.0), Bind::Int(cursor.xid), Bind::Int(cursor.id.0), Bind::Int(n.into())];
+        Ok(c.prepared_rows::<PositionRow>(nth_behind, &binds)?.pop().map(Position::from))
+    };
+    let (Some(low), Some(high)) = (edge(0)?, edge(batch_size - 1)?) else { return Ok(None) };
+    Ok(Some(BatchRange { low, high, record_count: batch_size }))
+}
+
+/// Those of any size, by looking at each record behind `cursor`.
+fn counted_ranges(
+    c: &mut SqliteConnection,
+    ring: RingId,
+    cursor: Position,
+    batches: usize,
+    batch_size: u32,
+) -> TxResult<Vec<BatchRange>> {
     let query = "
         WITH next AS MATERIALIZED (
             SELECT row_number() OVER (ORDER BY inserted_xid, id) - 1 AS n, inserted_xid, id
@@ -146,9 +187,9 @@ fn next_ranges(
     let edges = c.prepared_rows::<EdgeRow>(
         query,
         &[
-            Bind::Int(ring.id.0),
-            Bind::Int(ring.cursor.xid),
-            Bind::Int(ring.cursor.id.0),
+            Bind::Int(ring.0),
+            Bind::Int(cursor.xid),
+            Bind::Int(cursor.id.0),
             Bind::Int(limit),
             Bind::Int(size),
         ],
@@ -278,48 +319,6 @@ fn standing(
         // A use that is nowhere was rolled back with the state it belonged to.
         _ => Ok(Some(Outcome::Reclaimed)),
     }
-}
-
-/// How many signatures one statement inserts. With more it gains little (docs/BENCHMARKS.md).
-const ROWS_AT_ONCE: usize = 50;
-
-/// The statement that inserts one signature, or [`ROWS_AT_ONCE`].
-fn insert_of(rows: usize) -> &'static str {
-    static ONE: OnceLock<String> = OnceLock::new();
-    static MANY: OnceLock<String> = OnceLock::new();
-    let statement = if rows == 1 { &ONE } else { &MANY };
-    statement.get_or_init(|| {
-        let values = (0..rows).map(|row| format!("($1, ${}, ${})", 2 * row + 2, 2 * row + 3));
-        let values = values.collect::<Vec<_>>().join(", ");
-        format!("INSERT INTO signatures (batch_id, record_id, signature) VALUES {values}")
-    })
-}
-
-fn insert_signatures(c: &mut SqliteConnection, batch: &SignedBatch) -> TxResult<()> {
-    let query = "SELECT record_count AS value FROM batches WHERE id = $1";
-    let expected = c.prepared_number(query, &[Bind::Int(batch.key_use.batch.0)])?.unsigned_abs();
-    let found = batch.signatures.len() as u64;
-    if expected != found {
-        return Err(StoreError::Refused(Refusal::Count { expected, found }).into());
-    }
-    let mut inserted = 0;
-    let mut rest = batch.signatures.as_slice();
-    while !rest.is_empty() {
-        let rows = if rest.len() >= ROWS_AT_ONCE { ROWS_AT_ONCE } else { 1 };
-        let (first, later) = rest.split_at(rows);
-        rest = later;
-        let mut binds = Vec::with_capacity(1 + 2 * rows);
-        binds.push(Bind::Int(batch.key_use.batch.0));
-        for (record, signature) in first {
-            binds.push(Bind::Int(record.0));
-            binds.push(Bind::Bytes(signature.as_bytes()));
-        }
-        inserted += c.run_prepared(insert_of(rows), &binds)? as u64;
-    }
-    if inserted != expected {
-        return Err(StoreError::Refused(Refusal::Count { expected, found: inserted }).into());
-    }
-    Ok(())
 }
 
 fn close_use(
