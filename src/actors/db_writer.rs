@@ -91,13 +91,10 @@ impl DbWriter {
     }
 
     /// Gives each idle worker a group of what waits, unless more is about to come.
-    ///
-    /// A transaction costs as much as some batches in it. So it is put off while many are on the way, but
-    /// not for long: at most for twice the time that the last one took.
     fn flush(&mut self, context: &mut Context<Self>) {
         while self.idle_workers > 0 && !self.waiting.is_empty() {
-            if 2 * self.waiting.len() < self.on_the_way.batches() && !self.took.is_zero() {
-                let delay = (2 * self.took).min(LONGEST_DELAY);
+            let (waiting, on_the_way) = (self.waiting.len(), self.on_the_way.batches());
+            if let Some(delay) = delay(waiting, on_the_way, self.took) {
                 self.overdue.get_or_insert_with(|| context.notify_later(Overdue, delay));
                 return;
             }
@@ -161,6 +158,15 @@ impl DbWriter {
             let _ = waiting.send(reply);
         }
     }
+}
+
+/// How long what waits is put off, where more is about to come.
+///
+/// A transaction costs as much as some batches in it. So it is worth a wait while more than twice as many
+/// are on the way as have come, but no more than twice the time that the last one took.
+fn delay(waiting: usize, on_the_way: usize, took: Duration) -> Option<Duration> {
+    let is_put_off = 2 * waiting < on_the_way && !took.is_zero();
+    is_put_off.then(|| (2 * took).min(LONGEST_DELAY))
 }
 
 /// What became of a group: for each batch the reply and its number of signatures.
@@ -354,5 +360,22 @@ impl Handler<StoreGroup> for StoreWorker {
             let message = panic_message(panic.as_ref());
             Err(StoreError::Database(format!("the writer panicked: {message}")))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_transaction_waits_for_many_and_not_for_long() {
+        let took = Duration::from_millis(8);
+        assert_eq!(delay(1, 0, took), None, "nothing else comes");
+        assert_eq!(delay(1, 2, took), None);
+        assert_eq!(delay(1, 3, took), Some(2 * took));
+        assert_eq!(delay(11, 22, took), None);
+        assert_eq!(delay(10, 22, took), Some(2 * took));
+        assert_eq!(delay(1, 30, Duration::ZERO), None, "the first of all");
+        assert_eq!(delay(1, 30, Duration::from_secs(9)), Some(LONGEST_DELAY), "after an outage");
     }
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::database::Database;
 use super::faulty_store::{Call, Fault, Gate};
-use super::node::{Plan, TestNode, eventually, let_pass, most_looks};
+use super::node::{PATIENCE, Plan, TestNode, eventually, let_pass, most_looks};
 use super::scripted_signer::SignFault;
 use crate::actors::messages::{Drain, DrainReport};
 use crate::actors::supervisor::{Finished, State};
@@ -74,6 +74,21 @@ async fn a_record_that_arrives_during_a_long_look_for_what_is_left_is_signed_at_
     node.until("another one is signed", |snapshot| snapshot.signed_records == 2).await;
     node.stop().await;
     database.assert_all_signed(2);
+}
+
+#[actix::test]
+async fn a_look_that_finds_everything_signed_ends_the_work_though_somebody_asks_for_more() {
+    let database = Database::new(2, 0);
+    let (look, question) = (Gate::closed(), Gate::closed());
+    database.store.plan(Call::Progress, [Fault::Wait(look)]);
+    database.store.plan(Call::HasWork, [Fault::Wait(question)]);
+    let mut node = TestNode::start(&database, Plan::default());
+    eventually("both are under way", || look.waiting() == 1 && question.waiting() == 1).await;
+    look.open();
+    let finished = tokio::time::timeout(PATIENCE, &mut node.finished).await;
+    assert!(matches!(finished, Ok(Ok(Finished::Done(_)))), "{finished:?}");
+    question.open();
+    node.stop().await;
 }
 
 #[actix::test]

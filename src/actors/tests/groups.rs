@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 use super::database::{Database, MAX_ATTEMPTS};
 use super::faulty_store::{Call, Fault, Gate};
 use super::node::{Plan, TestNode, eventually};
+use super::scripted_signer::SignFault;
 use crate::actors::supervisor::Finished;
 use crate::db::Store;
 
@@ -33,6 +34,23 @@ async fn what_waits_for_a_worker_goes_into_one_transaction() {
     assert_eq!((writer.groups, writer.stored_batches), (groups.len() as u64, 20));
     node.stop().await;
     database.assert_all_signed(100);
+}
+
+#[actix::test]
+async fn a_batch_does_not_wait_for_ever_for_those_that_are_on_their_way() {
+    let database = Database::new(8, 50);
+    let gate = Gate::closed();
+    let mut slices = 0;
+    database.signing.on_slice(move |_| {
+        slices += 1;
+        (2..=4).contains(&slices).then_some(SignFault::Wait(gate))
+    });
+    let node = TestNode::start(&database, Plan { signers: 4, ..Plan::default() });
+    node.until("all others are stored", |snapshot| snapshot.stored_batches == 7).await;
+    assert_eq!((gate.waiting(), node.team.on_the_way.batches()), (3, 3));
+    gate.open();
+    assert!(matches!(node.finish().await, Finished::Done(_)));
+    database.assert_all_signed(50);
 }
 
 #[actix::test]

@@ -30,7 +30,7 @@ use crate::signing::Engine;
 use crate::types::{BatchSize, NodeId, NodeState};
 
 /// How long a test waits for anything.
-const PATIENCE: Duration = Duration::from_secs(15);
+pub(super) const PATIENCE: Duration = Duration::from_secs(15);
 
 /// What a test wants its node to be like.
 #[derive(Clone, Copy, Debug)]

@@ -14,6 +14,7 @@ on_both! {
     one_checkout_hands_out_several_batches_in_order,
     batches_have_the_size_asked_for_and_only_the_last_may_be_smaller,
     a_range_counts_the_records_in_it_and_the_cursor_stands_at_its_end,
+    a_large_batch_may_hold_records_of_several_transactions,
     a_checkout_says_why_it_hands_out_less,
     batches_to_be_retried_come_first_oldest_first_and_keep_their_size,
     work_is_seen_where_a_checkout_would_find_a_batch,
@@ -109,6 +110,27 @@ fn a_range_counts_the_records_in_it_and_the_cursor_stands_at_its_end<F: Fixture>
     }
     assert_eq!(store.ring("default").unwrap().cursor, batches[2].range.high);
     assert_lawful(f, &*store);
+}
+
+fn a_large_batch_may_hold_records_of_several_transactions<F: Fixture>(f: &F) {
+    let store = f.open("a");
+    add_keys(&*store, RING, 3);
+    for (xid, ids) in [(F::FIRST_XID, 1_001..1_061), (F::FIRST_XID + 1, 1..31)] {
+        let rows: Vec<String> =
+            ids.map(|id: i64| format!("({id}, 1, {}, {xid})", F::PAYLOAD)).collect();
+        let columns = "id, ring_id, payload, inserted_xid";
+        f.run(&format!("INSERT INTO records ({columns}) VALUES {}", rows.join(", ")));
+    }
+    f.settle();
+    let batches = check_out(&*store, RING, 3, 40).batches;
+    let ranges: Vec<_> = batches
+        .iter()
+        .map(|batch| (batch.range.low.id.0, batch.range.high.id.0, batch.range.record_count))
+        .collect();
+    assert_eq!(ranges, [(1_001, 1_040, 40), (1_041, 20, 40), (21, 30, 10)]);
+    let signed: Vec<_> = batches.iter().map(|batch| sign(&*store, batch)).collect();
+    store.store_batches(RING, &signed).unwrap();
+    assert_signed(f, &*store, RING, 90);
 }
 
 fn a_checkout_says_why_it_hands_out_less<F: Fixture>(f: &F) {
