@@ -15,7 +15,7 @@ use crate::types::{BatchRange, Position, Record};
 const PERMIT_BYTES: usize = 1024;
 
 /// How many records are loaded together for several batches, at the most.
-const MOST_TOGETHER: u64 = 4096;
+pub(super) const MOST_TOGETHER: u32 = 4096;
 
 /// How long to wait between attempts while the database is not reachable.
 const PAUSE: Duration = Duration::from_millis(250);
@@ -129,7 +129,7 @@ fn note_payload_bytes(stations: &Stations, records: &[Record]) -> usize {
 pub(super) fn together(stations: &Stations, checkouts: Vec<Checkout>) -> Vec<Vec<Checkout>> {
     let record_bytes = stations.record_bytes.load(Ordering::Relaxed).max(1);
     // Records differ in size, so half a slice is left to chance.
-    let most = (stations.slice_bytes as u64 / (2 * record_bytes)).min(MOST_TOGETHER);
+    let most = (stations.slice_bytes as u64 / (2 * record_bytes)).min(MOST_TOGETHER.into());
     let mut groups: Vec<Vec<Checkout>> = Vec::new();
     let mut records = 0;
     for checkout in checkouts {

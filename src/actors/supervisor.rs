@@ -31,7 +31,7 @@ use crate::clock::Clock;
 use crate::db::{Remaining, Shortage, Store, StoreError};
 use crate::failpoint::reach;
 use crate::metrics::Timings;
-use crate::types::{NodeId, RingId};
+use crate::types::{BatchSize, NodeId, RingId};
 
 /// How long to stay idle at first, and at most; each idle look doubles it.
 const SHORTEST_IDLE: Duration = Duration::from_millis(10);
@@ -47,6 +47,8 @@ pub struct SupervisorSettings {
     pub node: NodeId,
     /// Whether to end when everything is signed.
     pub until_done: bool,
+    /// How many records a batch has at the most.
+    pub batch_size: BatchSize,
     /// How many batches may be in flight while no other ring of the node has work.
     pub max_in_flight: u32,
     /// What the rings of the node share.
@@ -244,9 +246,13 @@ impl Supervisor {
         }
         let most = self.token.limit(self.share.most());
         // Another ring may have got work, and with it a part of what this one has in flight.
-        let free = most.saturating_sub(self.in_flight);
+        let mut free = most.saturating_sub(self.in_flight);
         if free == 0 || (self.in_flight > 0 && free < most / 4) {
             return;
+        }
+        if self.in_flight == 0 {
+            // As many as are loaded together, so that these are signed while the others are checked out.
+            free = free.min((loading::MOST_TOGETHER / self.settings.batch_size.records()).max(1));
         }
         self.asking = true;
         if self.quiet {

@@ -385,6 +385,7 @@ impl Shared {
             ring_name: ring.name.clone(),
             node,
             until_done,
+            batch_size,
             max_in_flight: max_in_flight(config, batch_size, signers, ring.provider),
             budget: self.budget.clone(),
             slice_bytes: self.sizes.slice_bytes,

@@ -164,6 +164,7 @@ impl<'a> TestNode<'a> {
             ring_name: "default".to_owned(),
             node: NodeId("node-a".to_owned()),
             until_done: plan.until_done,
+            batch_size: BatchSize(NonZeroU32::new(plan.batch_size).unwrap()),
             max_in_flight: plan.max_in_flight,
             budget: Budget::new(plan.max_in_flight_bytes),
             slice_bytes: plan.slice_bytes,
