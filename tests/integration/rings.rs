@@ -102,8 +102,19 @@ fn two_nodes_sign_three_rings_at_once_and_share_no_key_between_rings() {
     assert_eq!(site.database.number("SELECT count(*) AS value FROM nodes"), 2);
 }
 
+#[test]
+fn a_small_ring_does_not_wait_for_the_backlog_of_a_big_one_on_postgres() {
+    // On a server of its own: another test's transaction would hold back the records of the small one,
+    // which come last.
+    a_small_ring_does_not_wait_for_the_backlog_of_a_big_one(Site::postgres_alone());
+}
+
+#[test]
+fn a_small_ring_does_not_wait_for_the_backlog_of_a_big_one_on_sqlite() {
+    a_small_ring_does_not_wait_for_the_backlog_of_a_big_one(Site::sqlite());
+}
+
 on_both_databases! {
-    a_small_ring_does_not_wait_for_the_backlog_of_a_big_one,
     a_ring_without_a_key_is_named_and_the_others_are_signed_first,
     records_in_quarantine_of_any_ring_show_in_the_exit_code,
     rings_are_made_once_listed_and_picked_by_name,
@@ -113,16 +124,16 @@ on_both_databases! {
 
 fn a_small_ring_does_not_wait_for_the_backlog_of_a_big_one(site: Site) {
     // More keys than batches: nothing but its share keeps the big ring from having them all in flight.
-    let site = site.set("CHANCERY_SIGNING__RING_BATCH_SIZES", "small=50").with(250, 20_000);
+    let site = site.set("CHANCERY_SIGNING__RING_BATCH_SIZES", "small=50").with(450, 40_000);
     ring(&site, "small", 20, 500);
     site.run(&["run", "--ring", "default,small", "--batch-size", "100"]).expect_code(0);
-    judge(&site, 20_500);
+    judge(&site, 40_500);
     let big_before_small =
         "SELECT count(*) AS value FROM batches WHERE ring_id = $RING AND stored_at <=
          (SELECT max(stored_at) FROM batches WHERE ring_id <> $RING)";
     let before = number(&site, "default", big_before_small);
     let all = number(&site, "default", BATCHES);
-    assert!(all >= 200, "{all} batches");
+    assert!(all >= 400, "{all} batches");
     assert!(
         before * 4 <= all * 3,
         "{before} of {all} batches of the big ring were stored before the last of the small one"
