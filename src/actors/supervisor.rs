@@ -109,7 +109,7 @@ pub struct Supervisor {
     store: Arc<dyn Store>,
     stations: Stations,
     state: State,
-    /// A checkout, or a look for work, is under way.
+    /// A checkout, or a question whether there is work, is under way.
     asking: bool,
     /// A search for what is left is under way; it keeps nobody from checking out.
     looking: bool,

@@ -112,11 +112,9 @@ impl Supervisor {
                 self.quiet = false;
                 self.pump(context);
             }
-            Look::NotYet(remaining) => {
-                self.complain(&remaining, shortage);
-                self.rest(context);
-            }
-            Look::Done(_) | Look::Swept(_) | Look::OthersWork => self.rest(context),
+            // It rests already, since the look began.
+            Look::NotYet(remaining) => self.complain(&remaining, shortage),
+            Look::Done(_) | Look::Swept(_) | Look::OthersWork => {}
         }
     }
 
