@@ -113,10 +113,12 @@ pub struct Supervisor {
     asking: bool,
     /// A search for what is left is under way; it keeps nobody from checking out.
     looking: bool,
+    /// The ring's records, counted ahead of that search.
+    count: Option<look::Count>,
     /// Something happened meanwhile, so that another look is due at once.
     ask_again: bool,
-    /// The last checkout found no work with nothing in flight, or a paused ring, so that a read is
-    /// enough to see whether there is any now.
+    /// The last checkout found no more work, or a paused ring, so that a read is enough to see whether
+    /// there is any now.
     quiet: bool,
     idle: Duration,
     /// When the truth about what is left may be asked for again, on the node's clock.
@@ -214,6 +216,7 @@ impl Supervisor {
             state: State::Running,
             asking: false,
             looking: false,
+            count: None,
             ask_again: false,
             quiet: false,
             idle: SHORTEST_IDLE,
@@ -313,6 +316,11 @@ impl Supervisor {
 
     fn start(&mut self, granted: Granted, context: &mut Context<Self>) {
         self.share.set_busy(!granted.checkouts.is_empty() || self.in_flight > 0);
+        if let Some(count) = &mut self.count
+            && !granted.checkouts.is_empty()
+        {
+            count.is_stale = true;
+        }
         if self.finished.is_none() {
             // They came after the end that was told, and nobody waits for them any more.
             for checkout in granted.checkouts {
@@ -352,10 +360,12 @@ impl Supervisor {
                 self.rest(context);
             }
             Some(shortage @ (Shortage::NoWork | Shortage::NoActiveKey)) => {
+                self.quiet = shortage == Shortage::NoWork;
                 if self.in_flight == 0 {
                     self.note_token_works();
-                    self.quiet = shortage == Shortage::NoWork;
                     self.look_around(shortage, context);
+                } else if self.quiet {
+                    self.count_ahead();
                 }
             }
         }

@@ -3,6 +3,7 @@
 //! Each test wires a node as the application does and ends by asking the database: every record
 //! signed exactly once, no rule broken by a replay of the history, no actor left running.
 
+mod counts;
 mod database;
 mod faults;
 mod faulty_store;

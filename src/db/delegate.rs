@@ -38,11 +38,15 @@ macro_rules! shared_methods {
         }
 
         fn remaining(&self, ring: RingId) -> Result<Remaining, StoreError> {
-            self.read(|c| remaining::remaining(c, ring))
+            self.read(|c| remaining::remaining(c, ring, None))
+        }
+
+        fn remaining_since(&self, ring: RingId, counted: u64) -> Result<Remaining, StoreError> {
+            self.read(|c| remaining::remaining(c, ring, Some(counted)))
         }
 
         fn record_count(&self, ring: RingId) -> Result<u64, StoreError> {
-            self.read(|c| inspection::record_count(c, ring))
+            self.read(|c| remaining::records(c, ring))
         }
 
         fn backlog(&self, ring: RingId, most: u32) -> Result<Backlog, StoreError> {

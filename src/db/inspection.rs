@@ -9,11 +9,6 @@ use super::{BatchKey, Membership, SignedRecord, StoreError};
 use crate::ledger::Event;
 use crate::types::{BatchId, Fence, KeyId, Kid, Position, RecordId, RingId, Tick, Timestamp};
 
-pub(super) fn record_count<S: Session>(s: &mut S, ring: RingId) -> TxResult<u64> {
-    let query = "SELECT count(*) AS value FROM records WHERE ring_id = $1";
-    Ok(s.number(query, &[Bind::Int(ring.0)])?.unsigned_abs())
-}
-
 pub(super) fn signature_count<S: Session>(s: &mut S) -> TxResult<u64> {
     let query = "SELECT CAST(coalesce(sum(record_count), 0) AS BIGINT) AS value
                  FROM batches WHERE state = 'stored'";

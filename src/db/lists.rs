@@ -4,7 +4,7 @@ use diesel::QueryableByName;
 use diesel::sql_types::{BigInt, Integer, Nullable, Text};
 
 use super::models::{KeyRow, count, word};
-use super::shared::{Bind, Session, TxResult};
+use super::shared::{Bind, Session, TxResult, UNFINISHED};
 use super::{BatchView, Key, KeyCounts, StoreError};
 use crate::types::{BatchId, BatchState, KeyId, KeyStatus, Kid, RingId, Timestamp};
 
@@ -54,10 +54,11 @@ pub(super) fn key<S: Session>(s: &mut S, kid: &Kid) -> TxResult<Key> {
 
 /// How many keys of a ring have each status, and how many uses are open.
 pub(super) fn key_counts<S: Session>(s: &mut S, ring: RingId) -> TxResult<KeyCounts> {
+    // By the sign SQLite does not read all uses of the ring, but the index of those that are open.
     let query = "SELECT status AS word, count(*) AS number FROM keys WHERE ring_id = $1
                  GROUP BY status
                  UNION ALL
-                 SELECT 'in use', count(*) FROM key_uses WHERE ring_id = $1 AND end_tick IS NULL";
+                 SELECT 'in use', count(*) FROM key_uses WHERE +ring_id = $1 AND end_tick IS NULL";
     let mut counts = KeyCounts::default();
     for row in s.rows::<CountRow>(query, &[Bind::Int(ring.0)])? {
         let number = row.number.unsigned_abs();
@@ -85,8 +86,8 @@ pub(super) fn batches<S: Session>(
 ) -> TxResult<Vec<BatchView>> {
     // The index of unfinished batches serves only who asks for such.
     let unfinished = match state {
-        None | Some(BatchState::Stored) => "",
-        Some(_) => "AND b.state <> 'stored'",
+        None | Some(BatchState::Stored) => String::new(),
+        Some(_) => format!("AND b.{UNFINISHED}"),
     };
     let query = format!(
         "{} WHERE b.ring_id = $1 AND b.id > $2 AND ($3 = '' OR b.state = $3) {unfinished}

@@ -446,3 +446,14 @@ pub(super) struct RemainingRow {
     #[diesel(sql_type = BigInt)]
     pub(super) behind_cursor: i64,
 }
+
+/// How many records were counted, and the last of them.
+#[derive(QueryableByName)]
+pub(super) struct PageRow {
+    #[diesel(sql_type = BigInt)]
+    pub(super) records: i64,
+    #[diesel(sql_type = BigInt)]
+    pub(super) last_xid: i64,
+    #[diesel(sql_type = BigInt)]
+    pub(super) last_id: i64,
+}

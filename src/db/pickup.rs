@@ -6,7 +6,7 @@ use diesel::QueryableByName;
 use diesel::sql_types::{BigInt, Binary, Nullable, Text};
 
 use super::models::NumberRow;
-use super::shared::{Bind, Session, TxResult};
+use super::shared::{Bind, Session, TxResult, UNFINISHED};
 use super::{FeedItem, FeedPosition, RecordSignature, RecordState, StoredRecord};
 use crate::types::{BatchId, Kid, RecordId, RingId, Tick, Timestamp};
 
@@ -22,7 +22,7 @@ pub(super) fn record<S: Session>(
     let query = format!(
         "SELECT r.id, r.external_id, r.payload, {} AS created_at,
                 (SELECT count(*) FROM batches b
-                 WHERE b.ring_id = r.ring_id AND b.state = 'quarantined'
+                 WHERE b.ring_id = r.ring_id AND b.state = 'quarantined' AND b.{UNFINISHED}
                    AND (r.inserted_xid, r.id) >= (b.low_xid, b.low_id)
                    AND (r.inserted_xid, r.id) <= (b.high_xid, b.high_id)) AS quarantined
          FROM records r WHERE r.id = $1 AND r.ring_id = $2",

@@ -1,7 +1,7 @@
 //! What is left to be signed, by counting records and, where any could be left, by looking at each.
 
-use super::models::{PositionRow, RemainingRow, RingRow};
-use super::shared::{Bind, Session, TxResult, progress};
+use super::models::{FlagRow, PageRow, PositionRow, RemainingRow, RingRow};
+use super::shared::{Bind, Session, TxResult, UNFINISHED, progress};
 use super::{Remaining, Ring};
 use crate::types::{Position, RecordId, RingId};
 
@@ -9,13 +9,24 @@ use crate::types::{Position, RecordId, RingId};
 fn outside_batches(states: &str) -> String {
     format!(
         "NOT EXISTS (SELECT 1 FROM batches b
-                     WHERE b.ring_id = $1 AND b.state IN ({states})
+                     WHERE b.ring_id = $1 AND b.state IN ({states}) AND b.{UNFINISHED}
                        AND (r.inserted_xid, r.id) >= (b.low_xid, b.low_id)
                        AND (r.inserted_xid, r.id) <= (b.high_xid, b.high_id))"
     )
 }
 
-pub(super) fn remaining<S: Session>(s: &mut S, ring: RingId) -> TxResult<Remaining> {
+/// What is left. `counted` is how many records the ring had at an earlier moment.
+pub(super) fn remaining<S: Session>(
+    s: &mut S,
+    ring: RingId,
+    counted: Option<u64>,
+) -> TxResult<Remaining> {
+    // Whatever has come since then lies where the cursor has not been, or in a batch that is not settled
+    // or is one too many. Before the batches are looked at: what the cursor passes now is in one of them.
+    let counted = match counted {
+        Some(records) if !has_records_ahead(s, ring)? => Some(records),
+        _ => None,
+    };
     let now = progress(s, ring)?;
     let mut remaining = Remaining {
         unfinished_batches: now.open_batches + now.retry_batches,
@@ -26,14 +37,14 @@ pub(super) fn remaining<S: Session>(s: &mut S, ring: RingId) -> TxResult<Remaini
     // where the settled batches have as many records as the ring, and these are counted after those,
     // none is left; to look for the signature of each costs five times as much.
     if remaining.unfinished_batches == 0 {
-        remaining.records = records_by_pages(s, ring)?;
-        if remaining.records == now.signed_records + now.quarantined_records {
+        let settled = now.signed_records + now.quarantined_records;
+        remaining.records = if counted == Some(settled) { settled } else { records(s, ring)? };
+        if remaining.records == settled {
             return Ok(remaining);
         }
         remaining.records = 0;
     }
-    let query = format!("SELECT {} FROM rings WHERE id = $1", RingRow::COLUMNS);
-    let cursor = Ring::try_from(s.row::<RingRow>(&query, &[Bind::Int(ring.0)])?)?.cursor;
+    let cursor = cursor(s, ring)?;
     let page = format!(
         "SELECT count(*) AS records,
                 count(*) FILTER (WHERE unsigned AND {not_quarantined}) AS unsigned,
@@ -67,28 +78,65 @@ pub(super) fn remaining<S: Session>(s: &mut S, ring: RingId) -> TxResult<Remaini
     Ok(remaining)
 }
 
-fn records_by_pages<S: Session>(s: &mut S, ring: RingId) -> TxResult<u64> {
-    let page = "SELECT count(*) AS value FROM records
-                WHERE ring_id = $1 AND (inserted_xid, id) > ($2, $3) AND (inserted_xid, id) <= ($4, $5)";
+fn cursor<S: Session>(s: &mut S, ring: RingId) -> TxResult<Position> {
+    let query = format!("SELECT {} FROM rings WHERE id = $1", RingRow::COLUMNS);
+    Ok(Ring::try_from(s.row::<RingRow>(&query, &[Bind::Int(ring.0)])?)?.cursor)
+}
+
+/// Whether there are records that the cursor has not reached.
+fn has_records_ahead<S: Session>(s: &mut S, ring: RingId) -> TxResult<bool> {
+    let cursor = cursor(s, ring)?;
+    let query = "SELECT EXISTS (SELECT 1 FROM records
+                                WHERE ring_id = $1 AND (inserted_xid, id) > ($2, $3)) AS value";
+    let binds = [Bind::Int(ring.0), Bind::Int(cursor.xid), Bind::Int(cursor.id.0)];
+    Ok(s.row::<FlagRow>(query, &binds)?.value)
+}
+
+/// How many records a ring has.
+pub(super) fn records<S: Session>(s: &mut S, ring: RingId) -> TxResult<u64> {
     // To count costs a fifth of a search.
-    let mut page_records = S::SEARCH_PAGE.map(|records| records * 5);
-    if let Some(most) = page_records {
-        let estimate = s.number(S::RECORDS_ESTIMATE, &[])?;
-        page_records = (!(0..most).contains(&estimate)).then_some(most);
+    let page_records = S::SEARCH_PAGE.map(|records| records * 5);
+    if let Some(most) = page_records
+        && !(0..most).contains(&s.number(S::RECORDS_ESTIMATE, &[])?)
+    {
+        return records_by_pages(s, ring, most);
     }
+    let query = "SELECT count(*) AS value FROM records WHERE ring_id = $1";
+    Ok(s.number(query, &[Bind::Int(ring.0)])?.unsigned_abs())
+}
+
+/// The same, with a statement for each page, which finds where it ends as it counts. In PostgreSQL's
+/// words: only there are pages needed.
+pub(super) fn records_by_pages<S: Session>(
+    s: &mut S,
+    ring: RingId,
+    page_records: i64,
+) -> TxResult<u64> {
+    let page = "
+        SELECT coalesce(sum(records), 0)::BIGINT AS records,
+               coalesce((max(ARRAY[inserted_xid, id]))[1], 0) AS last_xid,
+               coalesce((max(ARRAY[inserted_xid, id]))[2], 0) AS last_id
+        FROM (SELECT inserted_xid, max(id) AS id, count(*) AS records
+              FROM (SELECT inserted_xid, id FROM records
+                    WHERE ring_id = $1 AND (inserted_xid, id) > ($2, $3)
+                    ORDER BY inserted_xid, id LIMIT $4) r
+              GROUP BY inserted_xid) r";
     let mut records = 0;
-    for_each_page(s, ring, page_records, |s, after, until| {
-        let bounds = [
+    let mut after = Position { xid: i64::MIN, id: RecordId(i64::MIN) };
+    loop {
+        let binds = [
             Bind::Int(ring.0),
             Bind::Int(after.xid),
             Bind::Int(after.id.0),
-            Bind::Int(until.xid),
-            Bind::Int(until.id.0),
+            Bind::Int(page_records),
         ];
-        records += s.number(page, &bounds)?.unsigned_abs();
-        Ok(())
-    })?;
-    Ok(records)
+        let page = s.row::<PageRow>(page, &binds)?;
+        records += page.records.unsigned_abs();
+        if page.records < page_records {
+            return Ok(records);
+        }
+        after = Position { xid: page.last_xid, id: RecordId(page.last_id) };
+    }
 }
 
 /// Goes through a ring's records in pages of so many, or in one.

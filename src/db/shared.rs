@@ -17,6 +17,10 @@ use crate::types::{BatchId, BatchState, Outcome, RingId};
 /// From how many records on a batch's edges are looked up, and not found by counting all of its records.
 pub(super) const LARGE_BATCH: u32 = 32;
 
+/// The condition of the index `batches_unfinished`. SQLite uses it only where a query says the same, and
+/// looks at every batch otherwise.
+pub(super) const UNFINISHED: &str = "state <> 'stored'";
+
 /// Why a transaction did not commit: the database's own error, or a finding of ours.
 #[derive(Debug)]
 pub(super) enum TxError {
@@ -278,7 +282,8 @@ pub(super) fn retry_batches<S: Session>(
     limit: usize,
 ) -> TxResult<Vec<Batch>> {
     let query = format!(
-        "SELECT {} FROM batches WHERE ring_id = $1 AND state = 'retry' ORDER BY id LIMIT $2",
+        "SELECT {} FROM batches WHERE ring_id = $1 AND state = 'retry' AND {UNFINISHED}
+         ORDER BY id LIMIT $2",
         BatchRow::COLUMNS
     );
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
@@ -310,8 +315,9 @@ pub(super) fn use_columns<S: Session>() -> String {
 }
 
 pub(super) fn open_uses<S: Session>(s: &mut S) -> TxResult<Vec<OpenUse>> {
+    // By the sign SQLite does not read all uses in their order, but sorts the open ones.
     let query = format!(
-        "SELECT {} FROM key_uses WHERE end_tick IS NULL ORDER BY ring_id, fence",
+        "SELECT {} FROM key_uses WHERE end_tick IS NULL ORDER BY +ring_id, fence",
         use_columns::<S>()
     );
     Ok(s.rows::<UseRow>(&query, &[])?.into_iter().map(OpenUse::from).collect())
@@ -322,7 +328,7 @@ pub(super) fn progress<S: Session>(s: &mut S, ring: RingId) -> TxResult<Progress
 }
 
 pub(super) fn unfinished<S: Session>(s: &mut S, ring: RingId) -> TxResult<Progress> {
-    progress_of(s, ring, "AND state <> 'stored'")
+    progress_of(s, ring, &format!("AND {UNFINISHED}"))
 }
 
 fn progress_of<S: Session>(s: &mut S, ring: RingId, condition: &str) -> TxResult<Progress> {

@@ -6,7 +6,7 @@ use diesel::QueryableByName;
 use diesel::sql_types::{BigInt, Bool, Text};
 
 use super::models::{BytesRow, NumberRow, PositionRow, word};
-use super::shared::{Bind, Session, TxResult};
+use super::shared::{Bind, Session, TxResult, UNFINISHED};
 use super::{Backlog, KeyGlance, KeyTally};
 use crate::types::{KeyId, Kid, Position, RingId, Tick, Timestamp};
 
@@ -20,7 +20,9 @@ pub(super) fn backlog<S: Session>(s: &mut S, ring: RingId, most: u32) -> TxResul
     let count =
         format!("SELECT count(*) AS value FROM (SELECT 1 {behind_cursor} LIMIT {most}) waiting");
     let waiting = s.number(&count, &binds)?;
-    let unfinished = "FROM batches b WHERE b.ring_id = $1 AND b.state IN ('open', 'retry')";
+    let unfinished = format!(
+        "FROM batches b WHERE b.ring_id = $1 AND b.state IN ('open', 'retry') AND b.{UNFINISHED}"
+    );
     let count =
         format!("SELECT CAST(coalesce(sum(b.record_count), 0) AS BIGINT) AS value {unfinished}");
     let in_batches = s.number(&count, &[Bind::Int(ring.0)])?;

@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::prelude::*;
+use tokio::task::JoinHandle;
 
 use super::{Finished, State, Supervisor};
 use crate::actors::off_thread;
 use crate::actors::troubles::Place;
-use crate::db::{Remaining, Shortage};
+use crate::db::{Remaining, Shortage, StoreError};
 
 /// How long nothing is said again of what keeps records waiting.
 const COMPLAINT_PAUSE: Duration = Duration::from_secs(10);
@@ -19,6 +20,13 @@ enum Look {
     OthersWork,
     Swept(u64),
     NotYet(Remaining),
+}
+
+/// A count of the ring's records, begun while the last batches were in flight.
+pub(super) struct Count {
+    records: JoinHandle<Result<u64, StoreError>>,
+    /// Something was checked out after all, and may have come after the count.
+    pub(super) is_stale: bool,
 }
 
 impl Supervisor {
@@ -35,13 +43,36 @@ impl Supervisor {
                     actor.quiet = false;
                     actor.pump(context);
                 }
+                // Its end brings the next look.
+                Ok(false) if actor.in_flight > 0 => {}
                 // Nothing is declared or swept meanwhile, so what is left need not be counted.
                 Ok(false) if actor.snapshot.ring_paused => actor.rest(context),
-                Ok(false) => actor.look_around(Shortage::NoWork, context),
+                Ok(false) => {
+                    actor.note_token_works();
+                    actor.look_around(Shortage::NoWork, context);
+                }
                 Err(error) => actor.could_not(error, context),
             }
             actor.after_asking(context);
         }));
+    }
+
+    /// Nothing to check out, and the last batches are in flight: counts the records while these are
+    /// signed, so that the look for what is left need not.
+    pub(super) fn count_ahead(&mut self) {
+        let is_under_way = self.count.as_ref().is_some_and(|count| !count.records.is_finished());
+        if !self.settings.until_done || is_under_way || !self.may_look() {
+            return;
+        }
+        let store = Arc::clone(&self.store);
+        let ring = self.settings.ring;
+        let records = tokio::task::spawn_blocking(move || store.record_count(ring));
+        self.count = Some(Count { records, is_stale: false });
+    }
+
+    /// Whether the last look for what is left is long enough ago.
+    fn may_look(&self) -> bool {
+        self.next_look.is_none_or(|next| self.stations.clock.now() >= next)
     }
 
     /// Nothing to check out and nothing in flight: is everything signed?
@@ -51,22 +82,25 @@ impl Supervisor {
         }
         // It may take long, and what arrives meanwhile is not to wait for its end.
         self.rest(context);
-        let now = self.stations.clock.now();
-        if self.looking || self.next_look.is_some_and(|next| now < next) {
+        if self.looking || !self.may_look() {
             return;
         }
-        self.next_look = Some(now + self.settings.look_every);
+        self.next_look = Some(self.stations.clock.now() + self.settings.look_every);
         self.looking = true;
         let store = Arc::clone(&self.store);
         let ring = self.settings.ring;
-        let look = off_thread(move || {
+        let count = self.count.take().filter(|count| !count.is_stale);
+        let find_out = move |counted: Option<u64>| {
             let progress = store.progress(ring)?;
             // Without a key, batches to be retried are nobody's work.
             let waits_for_key = shortage == Shortage::NoActiveKey && progress.open_batches == 0;
             if progress.open_batches + progress.retry_batches > 0 && !waits_for_key {
                 return Ok(Look::OthersWork);
             }
-            let remaining = store.remaining(ring)?;
+            let remaining = match counted {
+                Some(records) => store.remaining_since(ring, records)?,
+                None => store.remaining(ring)?,
+            };
             if remaining.is_done() {
                 Ok(Look::Done(remaining))
             } else if remaining.behind_cursor > 0 {
@@ -74,7 +108,15 @@ impl Supervisor {
             } else {
                 Ok(Look::NotYet(remaining))
             }
-        });
+        };
+        let look = async move {
+            let counted = match count {
+                // Where it failed, what follows fails for the same reason, or does without.
+                Some(count) => count.records.await.ok().and_then(Result::ok),
+                None => None,
+            };
+            off_thread(move || find_out(counted)).await
+        };
         context.spawn(look.into_actor(self).map(move |look, actor, context| {
             actor.looking = false;
             match look {

@@ -5,6 +5,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use diesel::sql_types::{BigInt, Binary};
+use diesel::{Connection, RunQueryDsl, SqliteConnection, sql_query};
+
 use super::faulty_store::FaultyStore;
 use super::scripted_signer::SigningScript;
 use crate::actors::sealer::{Sealer, prove_keks};
@@ -73,6 +76,15 @@ impl Database {
         let records: Vec<NewRecord> = payloads.into_iter().map(record).collect();
         let inserted = self.store.insert_records(self.ring, &records).unwrap();
         assert_eq!(inserted.added, records.len() as u64);
+    }
+
+    /// Adds a record where no cursor comes any more, as no intake does.
+    pub(super) fn add_stray(&self, payload: &[u8]) {
+        let path = self.path.to_str().unwrap();
+        let mut connection = SqliteConnection::establish(path).unwrap();
+        let insert = "INSERT INTO records (ring_id, payload, inserted_xid) VALUES (?, ?, -5)";
+        let insert = sql_query(insert).bind::<BigInt, _>(self.ring.0).bind::<Binary, _>(payload);
+        assert_eq!(insert.execute(&mut connection), Ok(1));
     }
 
     pub(super) fn add_keys(&self, count: u32) -> Vec<KeyId> {

@@ -83,6 +83,8 @@ pub(super) enum Call {
     Reclaim,
     HasWork,
     Progress,
+    Remaining,
+    RecordCount,
     SealedKeys,
 }
 
@@ -277,6 +279,14 @@ impl Store for FaultyStore {
         self.run(Call::Progress, |store| store.progress(ring))
     }
 
+    fn remaining(&self, ring: RingId) -> Result<Remaining, StoreError> {
+        self.run(Call::Remaining, |store| store.remaining(ring))
+    }
+
+    fn record_count(&self, ring: RingId) -> Result<u64, StoreError> {
+        self.run(Call::RecordCount, |store| store.record_count(ring))
+    }
+
     fn sealed_keys(&self, ring: RingId) -> Result<Vec<SealedKeyRow>, StoreError> {
         self.run(Call::SealedKeys, |store| store.sealed_keys(ring))
     }
@@ -287,8 +297,7 @@ impl Store for FaultyStore {
         fn tally(&self, ring: RingId, after: Tick) -> Result<Vec<KeyTally>, StoreError>;
         fn unfinished(&self, ring: RingId) -> Result<Progress, StoreError>;
         fn glance_at_keys(&self, ring: RingId) -> Result<Vec<KeyGlance>, StoreError>;
-        fn remaining(&self, ring: RingId) -> Result<Remaining, StoreError>;
-        fn record_count(&self, ring: RingId) -> Result<u64, StoreError>;
+        fn remaining_since(&self, ring: RingId, counted: u64) -> Result<Remaining, StoreError>;
         fn backlog(&self, ring: RingId, most: u32) -> Result<Backlog, StoreError>;
         fn check_schema(&self) -> Result<(), StoreError>;
         fn public_keys(&self) -> Result<Vec<Vec<u8>>, StoreError>;

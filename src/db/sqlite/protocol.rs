@@ -13,7 +13,7 @@ use crate::db::models::{
     BatchRow, EdgeRow, NumberRow, PositionRow, RecordRow, RingRow, UseRow, ranges,
 };
 use crate::db::remaining;
-use crate::db::shared::{self, Bind, LARGE_BATCH, Session, TxResult};
+use crate::db::shared::{self, Bind, LARGE_BATCH, Session, TxResult, UNFINISHED};
 use crate::db::statement::Statement;
 use crate::db::{
     CheckOut, CheckedOut, GiveUp, KeyUse, ReclaimScope, Reclaimed, Ring, Shortage, SignedBatch,
@@ -438,8 +438,9 @@ pub(super) fn reclaim(
         ReclaimScope::Expired => format!("expires_at < {NOW}"),
         ReclaimScope::All => "TRUE".to_owned(),
     };
+    // By the sign SQLite does not read all uses of the ring, but the index of those that are open.
     let query = format!(
-        "SELECT {} FROM key_uses WHERE ring_id = $1 AND end_tick IS NULL AND {condition}
+        "SELECT {} FROM key_uses WHERE +ring_id = $1 AND end_tick IS NULL AND {condition}
          ORDER BY fence",
         shared::use_columns::<SqliteConnection>()
     );
@@ -515,16 +516,18 @@ fn adjoin(
 
 /// Whether a checkout would find a batch, and the ring's tick.
 pub(super) fn has_work(c: &mut SqliteConnection, ring: RingId) -> QueryResult<(bool, Tick)> {
-    let query = "
-        SELECT NOT g.paused AND (
-               EXISTS (SELECT 1 FROM batches WHERE ring_id = $1 AND state = 'retry')
+    let query = format!(
+        "SELECT NOT g.paused AND (
+               EXISTS (SELECT 1 FROM batches
+                       WHERE ring_id = $1 AND state = 'retry' AND {UNFINISHED})
             OR EXISTS (SELECT 1 FROM records r
                        WHERE r.ring_id = $1 AND r.inserted_xid = g.cursor_xid AND r.id > g.cursor_id)
             OR EXISTS (SELECT 1 FROM records r
                        WHERE r.ring_id = $1 AND r.inserted_xid > g.cursor_xid)) AS value
         FROM rings g WHERE g.id = $1
-        UNION ALL SELECT tick FROM rings WHERE id = $1";
-    let rows = c.prepared_rows::<NumberRow>(query, &[Bind::Int(ring.0)])?;
+        UNION ALL SELECT tick FROM rings WHERE id = $1"
+    );
+    let rows = c.prepared_rows::<NumberRow>(&query, &[Bind::Int(ring.0)])?;
     let [work, tick] = rows.as_slice() else {
         return Err(diesel::result::Error::NotFound);
     };

@@ -1,0 +1,94 @@
+//! What is left at the end, by a count that is made while the last batches are signed.
+
+use super::database::Database;
+use super::faulty_store::{Call, Fault, Gate};
+use super::node::{Plan, TestNode, eventually};
+use super::scripted_signer::SignFault;
+
+/// A node whose last three batches wait for the gate, at most two of them in its signers.
+async fn at_the_last_batches(database: &Database) -> (TestNode<'_>, &'static Gate) {
+    let gate = Gate::closed();
+    let mut slices = 0;
+    database.signing.on_slice(move |_| {
+        slices += 1;
+        match slices {
+            1 | 2 => Some(SignFault::Wait(gate)),
+            3 => Some(SignFault::Panic("the third fails")),
+            _ => None,
+        }
+    });
+    let node = TestNode::start(database, Plan::default());
+    node.until("three batches are in flight", |snapshot| snapshot.in_flight == 3).await;
+    (node, gate)
+}
+
+#[actix::test]
+async fn records_are_counted_while_the_last_batches_are_signed_and_only_then() {
+    let database = Database::new(4, 15);
+    let gate = Gate::closed();
+    database.signing.on_slice(|_| Some(SignFault::Wait(gate)));
+    let node = TestNode::start(&database, Plan::default());
+    eventually("they are counted", || database.store.calls(Call::RecordCount) == 1).await;
+    assert_eq!(node.supervisor().await.signed_records, 0);
+    gate.open();
+    assert_eq!(node.finish_done().await.records, 15);
+    let counts = [Call::RecordCount, Call::Remaining].map(|call| database.store.calls(call));
+    assert_eq!(counts, [1, 0]);
+    database.assert_all_signed(15);
+}
+
+#[actix::test]
+async fn a_node_that_waits_for_more_counts_nothing() {
+    let database = Database::new(4, 15);
+    let (node, gate) = {
+        let gate = Gate::closed();
+        database.signing.on_slice(|_| Some(SignFault::Wait(gate)));
+        let plan = Plan { until_done: false, ..Plan::default() };
+        (TestNode::start(&database, plan), gate)
+    };
+    node.until("three batches are in flight", |snapshot| snapshot.in_flight == 3).await;
+    gate.open();
+    node.until("they are signed", |snapshot| snapshot.signed_records == 15).await;
+    node.stop().await;
+    assert_eq!(database.store.calls(Call::RecordCount), 0);
+}
+
+#[actix::test]
+async fn a_record_that_comes_after_the_count_is_signed_before_the_end() {
+    let database = Database::new(4, 15);
+    let counted = Gate::closed();
+    database.store.plan(Call::RecordCount, [Fault::WaitAfter(counted)]);
+    let (node, gate) = at_the_last_batches(&database).await;
+    eventually("they are counted", || counted.waiting() == 1).await;
+    database.add_records([b"one more".to_vec()]);
+    counted.open();
+    gate.open();
+    assert_eq!(node.finish_done().await.records, 16);
+    database.assert_all_signed(16);
+}
+
+#[actix::test]
+async fn what_was_counted_before_another_checkout_is_counted_again() {
+    let database = Database::new(4, 15);
+    let counted = Gate::closed();
+    database.store.plan(Call::RecordCount, [Fault::WaitAfter(counted)]);
+    let (node, gate) = at_the_last_batches(&database).await;
+    eventually("they are counted", || counted.waiting() == 1).await;
+    // Where the cursor has been, so that only a count finds it; the batch that fails is checked out again.
+    database.add_stray(b"out of order");
+    counted.open();
+    gate.open();
+    assert_eq!(node.finish_done().await.records, 16);
+    database.assert_all_signed(16);
+}
+
+#[actix::test]
+async fn a_count_that_fails_is_made_up_for_at_the_end() {
+    let database = Database::new(4, 15);
+    database.store.plan(Call::RecordCount, [Fault::Unavailable]);
+    let (node, gate) = at_the_last_batches(&database).await;
+    eventually("it has failed", || database.store.calls(Call::RecordCount) == 1).await;
+    gate.open();
+    assert_eq!(node.finish_done().await.records, 15);
+    database.assert_all_signed(15);
+}
