@@ -38,11 +38,15 @@ macro_rules! shared_methods {
         }
 
         fn remaining(&self, ring: RingId) -> Result<Remaining, StoreError> {
-            self.read(|c| remaining::remaining(c, ring, None))
+            self.read(|c| remaining::remaining(c, ring, false))
         }
 
-        fn remaining_since(&self, ring: RingId, counted: u64) -> Result<Remaining, StoreError> {
-            self.read(|c| remaining::remaining(c, ring, Some(counted)))
+        fn all_in_batches(&self, ring: RingId) -> Result<bool, StoreError> {
+            self.read(|c| remaining::all_in_batches(c, ring))
+        }
+
+        fn remaining_in_batches(&self, ring: RingId) -> Result<Remaining, StoreError> {
+            self.read(|c| remaining::remaining(c, ring, true))
         }
 
         fn record_count(&self, ring: RingId) -> Result<u64, StoreError> {

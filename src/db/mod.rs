@@ -156,11 +156,13 @@ pub trait Store: Send + Sync + 'static {
     /// The truth about what is left: every record is counted, and if any could be left, looked at.
     fn remaining(&self, ring: RingId) -> Result<Remaining, StoreError>;
 
-    /// As [`Store::remaining`], by an earlier [`Store::record_count`]: if all of those are settled, and
-    /// the cursor has reached every record there is, they are not counted again. So it tells the truth
-    /// about the records that were there when they were counted, and of those that have come since in
-    /// their order.
-    fn remaining_since(&self, ring: RingId, counted: u64) -> Result<Remaining, StoreError>;
+    /// Whether every record of the ring lies in a batch, settled or not: they are counted.
+    fn all_in_batches(&self, ring: RingId) -> Result<bool, StoreError>;
+
+    /// As [`Store::remaining`], for whom [`Store::all_in_batches`] has told that they are. Where the
+    /// cursor has reached every record, only batches are looked at. So it is the truth about the records
+    /// that were there then, and of those that have come since in their order.
+    fn remaining_in_batches(&self, ring: RingId) -> Result<Remaining, StoreError>;
 
     /// How many records the ring has, signed or not.
     fn record_count(&self, ring: RingId) -> Result<u64, StoreError>;

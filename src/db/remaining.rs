@@ -15,18 +15,15 @@ fn outside_batches(states: &str) -> String {
     )
 }
 
-/// What is left. `counted` is how many records the ring had at an earlier moment.
+/// What is left, where it may be that [`all_in_batches`] has said so of every record.
 pub(super) fn remaining<S: Session>(
     s: &mut S,
     ring: RingId,
-    counted: Option<u64>,
+    all_in_batches: bool,
 ) -> TxResult<Remaining> {
-    // Whatever has come since then lies where the cursor has not been, or in a batch that is not settled
-    // or is one too many. Before the batches are looked at: what the cursor passes now is in one of them.
-    let counted = match counted {
-        Some(records) if !has_records_ahead(s, ring)? => Some(records),
-        _ => None,
-    };
+    // What has come since then lies where the cursor has not been, or in a batch. The cursor is asked first,
+    // since what it passes meanwhile is in a batch then.
+    let all_in_batches = all_in_batches && !has_records_ahead(s, ring)?;
     let now = progress(s, ring)?;
     let mut remaining = Remaining {
         unfinished_batches: now.open_batches + now.retry_batches,
@@ -38,7 +35,7 @@ pub(super) fn remaining<S: Session>(
     // none is left; to look for the signature of each costs five times as much.
     if remaining.unfinished_batches == 0 {
         let settled = now.signed_records + now.quarantined_records;
-        remaining.records = if counted == Some(settled) { settled } else { records(s, ring)? };
+        remaining.records = if all_in_batches { settled } else { records(s, ring)? };
         if remaining.records == settled {
             return Ok(remaining);
         }
@@ -76,6 +73,15 @@ pub(super) fn remaining<S: Session>(
         Ok(())
     })?;
     Ok(remaining)
+}
+
+/// Whether each record of a ring lies in a batch, settled or not.
+pub(super) fn all_in_batches<S: Session>(s: &mut S, ring: RingId) -> TxResult<bool> {
+    // A record that comes between the two questions is one too many.
+    let query = "SELECT CAST(coalesce(sum(record_count), 0) AS BIGINT) AS value
+                 FROM batches WHERE ring_id = $1";
+    let in_batches = s.number(query, &[Bind::Int(ring.0)])?.unsigned_abs();
+    Ok(records(s, ring)? == in_batches)
 }
 
 fn cursor<S: Session>(s: &mut S, ring: RingId) -> TxResult<Position> {

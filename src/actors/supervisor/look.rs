@@ -14,6 +14,10 @@ use crate::db::{Remaining, Shortage, StoreError};
 /// How long nothing is said again of what keeps records waiting.
 const COMPLAINT_PAUSE: Duration = Duration::from_secs(10);
 
+/// A node that waits for more spends no more than one part in so many of its time on looks for what is
+/// left, which take the longer the more has been signed.
+const LOOKS_SHARE: u32 = 20;
+
 /// What a look around found.
 enum Look {
     Done(Remaining),
@@ -22,9 +26,9 @@ enum Look {
     NotYet(Remaining),
 }
 
-/// A count of the ring's records, begun while the last batches were in flight.
+/// The question whether all records are in batches, asked while the last of these were in flight.
 pub(super) struct Count {
-    records: JoinHandle<Result<u64, StoreError>>,
+    all_in_batches: JoinHandle<Result<bool, StoreError>>,
     /// Something was checked out after all, and may have come after the count.
     pub(super) is_stale: bool,
 }
@@ -60,14 +64,15 @@ impl Supervisor {
     /// Nothing to check out, and the last batches are in flight: counts the records while these are
     /// signed, so that the look for what is left need not.
     pub(super) fn count_ahead(&mut self) {
-        let is_under_way = self.count.as_ref().is_some_and(|count| !count.records.is_finished());
+        let is_under_way =
+            self.count.as_ref().is_some_and(|count| !count.all_in_batches.is_finished());
         if !self.settings.until_done || is_under_way || !self.may_look() {
             return;
         }
         let store = Arc::clone(&self.store);
         let ring = self.settings.ring;
-        let records = tokio::task::spawn_blocking(move || store.record_count(ring));
-        self.count = Some(Count { records, is_stale: false });
+        let all_in_batches = tokio::task::spawn_blocking(move || store.all_in_batches(ring));
+        self.count = Some(Count { all_in_batches, is_stale: false });
     }
 
     /// Whether the last look for what is left is long enough ago.
@@ -85,21 +90,23 @@ impl Supervisor {
         if self.looking || !self.may_look() {
             return;
         }
-        self.next_look = Some(self.stations.clock.now() + self.settings.look_every);
+        let begun = self.stations.clock.now();
+        self.next_look = Some(begun + self.settings.look_every);
         self.looking = true;
         let store = Arc::clone(&self.store);
         let ring = self.settings.ring;
         let count = self.count.take().filter(|count| !count.is_stale);
-        let find_out = move |counted: Option<u64>| {
+        let find_out = move |all_in_batches: bool| {
             let progress = store.progress(ring)?;
             // Without a key, batches to be retried are nobody's work.
             let waits_for_key = shortage == Shortage::NoActiveKey && progress.open_batches == 0;
             if progress.open_batches + progress.retry_batches > 0 && !waits_for_key {
                 return Ok(Look::OthersWork);
             }
-            let remaining = match counted {
-                Some(records) => store.remaining_since(ring, records)?,
-                None => store.remaining(ring)?,
+            let remaining = if all_in_batches {
+                store.remaining_in_batches(ring)?
+            } else {
+                store.remaining(ring)?
             };
             if remaining.is_done() {
                 Ok(Look::Done(remaining))
@@ -110,15 +117,20 @@ impl Supervisor {
             }
         };
         let look = async move {
-            let counted = match count {
+            let all_in_batches = match count {
                 // Where it failed, what follows fails for the same reason, or does without.
-                Some(count) => count.records.await.ok().and_then(Result::ok),
-                None => None,
+                Some(count) => matches!(count.all_in_batches.await, Ok(Ok(true))),
+                None => false,
             };
-            off_thread(move || find_out(counted)).await
+            off_thread(move || find_out(all_in_batches)).await
         };
         context.spawn(look.into_actor(self).map(move |look, actor, context| {
             actor.looking = false;
+            if !actor.settings.until_done {
+                let now = actor.stations.clock.now();
+                let pause = now.saturating_sub(begun).saturating_mul(LOOKS_SHARE);
+                actor.next_look = actor.next_look.max(Some(now + pause));
+            }
             match look {
                 // What was begun meanwhile looks again when it has ended.
                 Ok(_) if actor.in_flight > 0 || actor.checks_out() => {}

@@ -1,5 +1,7 @@
 //! What is left at the end, by a count that is made while the last batches are signed.
 
+use std::time::Duration;
+
 use super::database::Database;
 use super::faulty_store::{Call, Fault, Gate};
 use super::node::{Plan, TestNode, eventually};
@@ -28,11 +30,11 @@ async fn records_are_counted_while_the_last_batches_are_signed_and_only_then() {
     let gate = Gate::closed();
     database.signing.on_slice(|_| Some(SignFault::Wait(gate)));
     let node = TestNode::start(&database, Plan::default());
-    eventually("they are counted", || database.store.calls(Call::RecordCount) == 1).await;
+    eventually("they are counted", || database.store.calls(Call::AllInBatches) == 1).await;
     assert_eq!(node.supervisor().await.signed_records, 0);
     gate.open();
     assert_eq!(node.finish_done().await.records, 15);
-    let counts = [Call::RecordCount, Call::Remaining].map(|call| database.store.calls(call));
+    let counts = [Call::AllInBatches, Call::Remaining].map(|call| database.store.calls(call));
     assert_eq!(counts, [1, 0]);
     database.assert_all_signed(15);
 }
@@ -50,14 +52,14 @@ async fn a_node_that_waits_for_more_counts_nothing() {
     gate.open();
     node.until("they are signed", |snapshot| snapshot.signed_records == 15).await;
     node.stop().await;
-    assert_eq!(database.store.calls(Call::RecordCount), 0);
+    assert_eq!(database.store.calls(Call::AllInBatches), 0);
 }
 
 #[actix::test]
 async fn a_record_that_comes_after_the_count_is_signed_before_the_end() {
     let database = Database::new(4, 15);
     let counted = Gate::closed();
-    database.store.plan(Call::RecordCount, [Fault::WaitAfter(counted)]);
+    database.store.plan(Call::AllInBatches, [Fault::WaitAfter(counted)]);
     let (node, gate) = at_the_last_batches(&database).await;
     eventually("they are counted", || counted.waiting() == 1).await;
     database.add_records([b"one more".to_vec()]);
@@ -71,7 +73,7 @@ async fn a_record_that_comes_after_the_count_is_signed_before_the_end() {
 async fn what_was_counted_before_another_checkout_is_counted_again() {
     let database = Database::new(4, 15);
     let counted = Gate::closed();
-    database.store.plan(Call::RecordCount, [Fault::WaitAfter(counted)]);
+    database.store.plan(Call::AllInBatches, [Fault::WaitAfter(counted)]);
     let (node, gate) = at_the_last_batches(&database).await;
     eventually("they are counted", || counted.waiting() == 1).await;
     // Where the cursor has been, so that only a count finds it; the batch that fails is checked out again.
@@ -85,10 +87,33 @@ async fn what_was_counted_before_another_checkout_is_counted_again() {
 #[actix::test]
 async fn a_count_that_fails_is_made_up_for_at_the_end() {
     let database = Database::new(4, 15);
-    database.store.plan(Call::RecordCount, [Fault::Unavailable]);
+    database.store.plan(Call::AllInBatches, [Fault::Unavailable]);
     let (node, gate) = at_the_last_batches(&database).await;
-    eventually("it has failed", || database.store.calls(Call::RecordCount) == 1).await;
+    eventually("it has failed", || database.store.calls(Call::AllInBatches) == 1).await;
     gate.open();
     assert_eq!(node.finish_done().await.records, 15);
     database.assert_all_signed(15);
+}
+
+#[actix::test]
+async fn a_node_that_waits_for_more_spends_a_small_part_of_its_time_on_looks() {
+    let database = Database::new(2, 0);
+    let gate = Gate::closed();
+    database.store.plan(Call::Remaining, [Fault::Wait(gate)]);
+    let node = TestNode::start(&database, Plan { until_done: false, ..Plan::default() });
+    eventually("it looks", || gate.waiting() == 1).await;
+    node.clock.advance(Duration::from_secs(10));
+    gate.open();
+    let looks = || database.store.calls(Call::Remaining);
+    let ask_for_work_again = async || {
+        let questions = database.store.calls(Call::HasWork) + 5;
+        eventually("it asks for work", || database.store.calls(Call::HasWork) > questions).await;
+    };
+    ask_for_work_again().await;
+    node.clock.advance(Duration::from_secs(199));
+    ask_for_work_again().await;
+    assert_eq!(looks(), 1, "a look of 10 s is the last one for 200 s");
+    node.clock.advance(Duration::from_secs(2));
+    eventually("it looks again", || looks() > 1).await;
+    node.stop().await;
 }

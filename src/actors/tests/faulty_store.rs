@@ -84,7 +84,7 @@ pub(super) enum Call {
     HasWork,
     Progress,
     Remaining,
-    RecordCount,
+    AllInBatches,
     SealedKeys,
 }
 
@@ -283,8 +283,8 @@ impl Store for FaultyStore {
         self.run(Call::Remaining, |store| store.remaining(ring))
     }
 
-    fn record_count(&self, ring: RingId) -> Result<u64, StoreError> {
-        self.run(Call::RecordCount, |store| store.record_count(ring))
+    fn all_in_batches(&self, ring: RingId) -> Result<bool, StoreError> {
+        self.run(Call::AllInBatches, |store| store.all_in_batches(ring))
     }
 
     fn sealed_keys(&self, ring: RingId) -> Result<Vec<SealedKeyRow>, StoreError> {
@@ -297,7 +297,8 @@ impl Store for FaultyStore {
         fn tally(&self, ring: RingId, after: Tick) -> Result<Vec<KeyTally>, StoreError>;
         fn unfinished(&self, ring: RingId) -> Result<Progress, StoreError>;
         fn glance_at_keys(&self, ring: RingId) -> Result<Vec<KeyGlance>, StoreError>;
-        fn remaining_since(&self, ring: RingId, counted: u64) -> Result<Remaining, StoreError>;
+        fn remaining_in_batches(&self, ring: RingId) -> Result<Remaining, StoreError>;
+        fn record_count(&self, ring: RingId) -> Result<u64, StoreError>;
         fn backlog(&self, ring: RingId, most: u32) -> Result<Backlog, StoreError>;
         fn check_schema(&self) -> Result<(), StoreError>;
         fn public_keys(&self) -> Result<Vec<Vec<u8>>, StoreError>;

@@ -13,7 +13,7 @@ on_both! {
     a_record_put_behind_the_cursor_is_swept_and_signed,
     a_record_put_between_signed_ones_is_swept_and_signed,
     many_strays_are_swept_without_disturbing_what_comes_after,
-    records_that_were_counted_before_are_counted_again_only_if_more_have_come,
+    while_all_are_in_batches_only_what_comes_in_order_is_looked_for,
     what_is_in_hand_or_in_quarantine_is_no_stray,
     rings_side_by_side_have_records_keys_and_clocks_of_their_own,
 }
@@ -81,28 +81,29 @@ fn many_strays_are_swept_without_disturbing_what_comes_after<F: Fixture>(f: &F) 
     assert_signed(f, &*store, RING, 10 + 1210 + 40);
 }
 
-fn records_that_were_counted_before_are_counted_again_only_if_more_have_come<F: Fixture>(f: &F) {
+fn while_all_are_in_batches_only_what_comes_in_order_is_looked_for<F: Fixture>(f: &F) {
     let store = f.open("a");
+    assert!(store.all_in_batches(RING).unwrap(), "none is");
     signed_tail(f, &*store);
-    assert_eq!(store.remaining_since(RING, 10).unwrap(), store.remaining(RING).unwrap());
-    for wrong in [0, 9, 11] {
-        let remaining = store.remaining_since(RING, wrong).unwrap();
-        assert_eq!((remaining.records, remaining.unsigned), (10, 0), "by a count of {wrong}");
-    }
+    assert!(store.all_in_batches(RING).unwrap());
+    assert_eq!(store.remaining_in_batches(RING).unwrap(), store.remaining(RING).unwrap());
 
     insert(f, &*store, RING, 4);
-    let remaining = store.remaining_since(RING, 10).unwrap();
-    assert_eq!((remaining.records, remaining.unsigned), (14, 4), "not in a batch");
+    assert!(!store.all_in_batches(RING).unwrap());
+    let remaining = store.remaining_in_batches(RING).unwrap();
+    assert_eq!((remaining.records, remaining.unsigned), (14, 4), "they have come since");
     let batch = check_out_one(&*store, RING, 4);
-    let remaining = store.remaining_since(RING, 10).unwrap();
+    assert!(store.all_in_batches(RING).unwrap(), "one that is open");
+    let remaining = store.remaining_in_batches(RING).unwrap();
     assert_eq!((remaining.unfinished_batches, remaining.is_done()), (1, false));
     sign_and_store(&*store, &batch);
-    let remaining = store.remaining_since(RING, 10).unwrap();
-    assert_eq!((remaining.records, remaining.is_done()), (14, true), "in one that has come since");
+    let remaining = store.remaining_in_batches(RING).unwrap();
+    assert_eq!((remaining.records, remaining.is_done()), (14, true));
 
     // What no intake does: it is the price of the count that is saved, and the next one finds it.
     put(f, [7].into_iter());
-    assert!(store.remaining_since(RING, 14).unwrap().is_done());
+    assert!(!store.all_in_batches(RING).unwrap());
+    assert!(store.remaining_in_batches(RING).unwrap().is_done());
     assert_eq!(store.remaining(RING).unwrap().behind_cursor, 1);
     store.sweep(RING).unwrap();
     f.settle();
