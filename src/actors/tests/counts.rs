@@ -78,8 +78,9 @@ async fn what_was_counted_before_another_checkout_is_counted_again() {
     eventually("they are counted", || counted.waiting() == 1).await;
     // Where the cursor has been, so that only a count finds it; the batch that fails is checked out again.
     database.add_stray(b"out of order");
-    counted.open();
     gate.open();
+    node.until("all others are signed", |snapshot| snapshot.signed_records >= 15).await;
+    counted.open();
     assert_eq!(node.finish_done().await.records, 16);
     database.assert_all_signed(16);
 }
