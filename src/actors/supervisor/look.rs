@@ -82,7 +82,8 @@ impl Supervisor {
 
     /// Nothing to check out and nothing in flight: is everything signed?
     pub(super) fn look_around(&mut self, shortage: Shortage, context: &mut Context<Self>) {
-        if self.state == State::Draining {
+        // Who asked for work may hear that there is none when the end has been told.
+        if self.state == State::Draining || self.finished.is_none() {
             return;
         }
         // It may take long, and what arrives meanwhile is not to wait for its end.

@@ -87,7 +87,11 @@ async fn a_look_that_finds_everything_signed_ends_the_work_though_somebody_asks_
     look.open();
     let finished = tokio::time::timeout(PATIENCE, &mut node.finished).await;
     assert!(matches!(finished, Ok(Ok(Finished::Done(_)))), "{finished:?}");
+    let looks = database.store.calls(Call::Progress);
     question.open();
+    eventually("it hears that there is no work", || question.waiting() == 0).await;
+    let_pass(Duration::from_millis(100)).await;
+    assert_eq!(database.store.calls(Call::Progress), looks, "it looks no more");
     node.stop().await;
 }
 
