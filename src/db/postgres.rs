@@ -216,7 +216,7 @@ impl Store for PgStore {
     }
 
     fn sweep(&self, ring: RingId) -> Result<u64, StoreError> {
-        let cursor = self.read(|c| Ok(protocol::ring_cursor(c, ring)?))?;
+        let cursor = self.read(|c| Ok(shared::cursor(c, ring)?))?;
         let strays = self.read(|c| remaining::strays(c, ring, cursor))?;
         if strays.is_empty() {
             return Ok(0);

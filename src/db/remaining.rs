@@ -1,8 +1,8 @@
 //! What is left to be signed, by counting records and, where any could be left, by looking at each.
 
-use super::models::{FlagRow, PageRow, PositionRow, RemainingRow, RingRow};
-use super::shared::{Bind, Session, TxResult, UNFINISHED, progress};
-use super::{Remaining, Ring};
+use super::Remaining;
+use super::models::{FlagRow, PageRow, PositionRow, RemainingRow};
+use super::shared::{Bind, Session, TxResult, UNFINISHED, cursor, progress};
 use crate::types::{Position, RecordId, RingId};
 
 /// An unsigned record `r` of ring `$1` that lies in no batch of the states listed.
@@ -82,11 +82,6 @@ pub(super) fn all_in_batches<S: Session>(s: &mut S, ring: RingId) -> TxResult<bo
                  FROM batches WHERE ring_id = $1";
     let in_batches = s.number(query, &[Bind::Int(ring.0)])?.unsigned_abs();
     Ok(records(s, ring)? == in_batches)
-}
-
-fn cursor<S: Session>(s: &mut S, ring: RingId) -> TxResult<Position> {
-    let query = format!("SELECT {} FROM rings WHERE id = $1", RingRow::COLUMNS);
-    Ok(Ring::try_from(s.row::<RingRow>(&query, &[Bind::Int(ring.0)])?)?.cursor)
 }
 
 /// Whether there are records that the cursor has not reached.

@@ -7,12 +7,12 @@ use diesel::pg::{Pg, PgConnection};
 use diesel::sqlite::{Sqlite, SqliteConnection};
 use diesel::{QueryResult, QueryableByName, RunQueryDsl};
 
-use super::models::{BatchRow, FlagRow, NumberRow, RingRow, StateRow, UseRow};
+use super::models::{BatchRow, FlagRow, NumberRow, PositionRow, RingRow, StateRow, UseRow};
 pub(super) use super::statement::Bind;
 use super::statement::Statement;
 use super::{Batch, CheckOut, OpenUse, Progress, Ring, Shortage, StoreError};
 use crate::failpoint::{self, Injected};
-use crate::types::{BatchId, BatchState, Outcome, RingId};
+use crate::types::{BatchId, BatchState, Outcome, Position, RingId};
 
 /// From how many records on a batch's edges are looked up, and not found by counting all of its records.
 pub(super) const LARGE_BATCH: u32 = 32;
@@ -236,6 +236,12 @@ pub(super) fn rings<S: Session>(s: &mut S) -> TxResult<Vec<Ring>> {
     let query = format!("SELECT {} FROM rings ORDER BY id", RingRow::COLUMNS);
     let rows = s.rows::<RingRow>(&query, &[])?.into_iter();
     Ok(rows.map(Ring::try_from).collect::<Result<_, _>>()?)
+}
+
+/// How far the ring's batches have come.
+pub(super) fn cursor<S: Session>(s: &mut S, ring: RingId) -> QueryResult<Position> {
+    let query = "SELECT cursor_xid AS inserted_xid, cursor_id AS id FROM rings WHERE id = $1";
+    Ok(s.row::<PositionRow>(query, &[Bind::Int(ring.0)])?.into())
 }
 
 /// The free keys of a ring, least recently used first.

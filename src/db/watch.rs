@@ -5,15 +5,14 @@ use std::time::Duration;
 use diesel::QueryableByName;
 use diesel::sql_types::{BigInt, Bool, Text};
 
-use super::models::{BytesRow, NumberRow, PositionRow, word};
-use super::shared::{Bind, Session, TxResult, UNFINISHED};
+use super::models::{BytesRow, NumberRow, word};
+use super::shared::{Bind, Session, TxResult, UNFINISHED, cursor};
 use super::{Backlog, KeyGlance, KeyTally};
-use crate::types::{KeyId, Kid, Position, RingId, Tick, Timestamp};
+use crate::types::{KeyId, Kid, RingId, Tick, Timestamp};
 
 /// What waits in a ring, counted up to `most` records behind the cursor.
 pub(super) fn backlog<S: Session>(s: &mut S, ring: RingId, most: u32) -> TxResult<Backlog> {
-    let cursor = "SELECT cursor_xid AS inserted_xid, cursor_id AS id FROM rings WHERE id = $1";
-    let cursor = Position::from(s.row::<PositionRow>(cursor, &[Bind::Int(ring.0)])?);
+    let cursor = cursor(s, ring)?;
     let binds = [Bind::Int(ring.0), Bind::Int(cursor.xid), Bind::Int(cursor.id.0)];
     let behind_cursor = "FROM records r
                          WHERE r.ring_id = $1 AND (r.inserted_xid, r.id) > ($2, $3)";

@@ -66,7 +66,12 @@ impl Supervisor {
     pub(super) fn count_ahead(&mut self) {
         let is_under_way =
             self.count.as_ref().is_some_and(|count| !count.all_in_batches.is_finished());
-        if !self.settings.until_done || is_under_way || !self.may_look() {
+        // A node that ends for another reason would wait for a count that nobody asks for.
+        let is_of_use = self.settings.until_done
+            && self.state == State::Running
+            && self.finished.is_some()
+            && self.failure.is_none();
+        if !is_of_use || is_under_way || !self.may_look() {
             return;
         }
         let store = Arc::clone(&self.store);

@@ -6,6 +6,8 @@ use super::database::Database;
 use super::faulty_store::{Call, Fault, Gate};
 use super::node::{Plan, TestNode, eventually};
 use super::scripted_signer::SignFault;
+use crate::actors::messages::Drain;
+use crate::actors::supervisor::State;
 
 /// A node whose last three batches wait for the gate, at most two of them in its signers.
 async fn at_the_last_batches(database: &Database) -> (TestNode<'_>, &'static Gate) {
@@ -42,17 +44,27 @@ async fn records_are_counted_while_the_last_batches_are_signed_and_only_then() {
 #[actix::test]
 async fn a_node_that_waits_for_more_counts_nothing() {
     let database = Database::new(4, 15);
-    let (node, gate) = {
-        let gate = Gate::closed();
-        database.signing.on_slice(|_| Some(SignFault::Wait(gate)));
-        let plan = Plan { until_done: false, ..Plan::default() };
-        (TestNode::start(&database, plan), gate)
-    };
-    node.until("three batches are in flight", |snapshot| snapshot.in_flight == 3).await;
-    gate.open();
+    let node = TestNode::start(&database, Plan { until_done: false, ..Plan::default() });
     node.until("they are signed", |snapshot| snapshot.signed_records == 15).await;
     node.stop().await;
     assert_eq!(database.store.calls(Call::AllInBatches), 0);
+}
+
+#[actix::test]
+async fn a_node_that_is_drained_while_it_checks_out_counts_nothing() {
+    let database = Database::new(4, 15);
+    let checked_out = Gate::closed();
+    database.store.plan(Call::CheckOut, [Fault::WaitAfter(checked_out)]);
+    let node = TestNode::start(&database, Plan::default());
+    eventually("the checkout is made", || checked_out.waiting() == 1).await;
+    let drain = node.supervisor.send(Drain { deadline: Duration::from_secs(60) });
+    let drain = actix::spawn(drain);
+    node.until("it drains", |snapshot| snapshot.state == State::Draining).await;
+    checked_out.open();
+    assert_eq!(drain.await.unwrap().unwrap().stored_batches, 3);
+    node.stop().await;
+    assert_eq!(database.store.calls(Call::AllInBatches), 0);
+    database.assert_all_signed(15);
 }
 
 #[actix::test]

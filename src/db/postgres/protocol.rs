@@ -10,9 +10,7 @@ use diesel::sql_types::{Array, BigInt};
 use diesel::{QueryResult, RunQueryDsl, sql_query};
 
 use super::{CURRENT_XID, PgStore, int, ring_bind};
-use crate::db::models::{
-    BatchRow, EdgeRow, FlagRow, PositionRow, RangeRow, RecordRow, RingRow, ranges,
-};
+use crate::db::models::{BatchRow, EdgeRow, FlagRow, RangeRow, RecordRow, RingRow, ranges};
 use crate::db::shared::{self, Bind, LARGE_BATCH, Session, TxResult};
 use crate::db::{CheckOut, CheckedOut, ClaimedBatch, KeyUse, Ring, Shortage};
 use crate::failpoint::pass;
@@ -321,11 +319,6 @@ pub(super) fn load_batch(
 }
 
 // Sweep, idle
-
-pub(super) fn ring_cursor(c: &mut PgConnection, ring: RingId) -> QueryResult<Position> {
-    let query = "SELECT cursor_xid AS inserted_xid, cursor_id AS id FROM rings WHERE id = $1";
-    Ok(c.row::<PositionRow>(query, &ring_bind(ring))?.into())
-}
 
 /// Gives strays the current transaction's place, unless they have been signed meanwhile.
 pub(super) fn sweep(
