@@ -18,7 +18,15 @@ pub struct SigningLock {
 /// The lock, held until this is dropped or the process ends.
 #[derive(Debug)]
 pub struct HeldSigningLock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for HeldSigningLock {
+    fn drop(&mut self) {
+        // To close the file is not enough: a child that another thread is starting has it too, until it
+        // executes its program (flock(2)). If it fails, the close frees it a moment later.
+        let _ = self.file.unlock();
+    }
 }
 
 impl SigningLock {
@@ -59,7 +67,7 @@ impl SigningLock {
                 if let Err(error) = named {
                     tracing::warn!(lock = %self.path.display(), %error, "could not name the holder");
                 }
-                Ok(Ok(HeldSigningLock { _file: file }))
+                Ok(Ok(HeldSigningLock { file }))
             }
             Err(TryLockError::WouldBlock) => {
                 let mut holder = String::new();
