@@ -113,6 +113,8 @@ pub struct Supervisor {
     asking: bool,
     /// A search for what is left is under way; it keeps nobody from checking out.
     looking: bool,
+    /// Check-outs that brought batches.
+    checkouts: u64,
     /// The ring's records, counted ahead of that search.
     count: Option<look::Count>,
     /// Something happened meanwhile, so that another look is due at once.
@@ -216,6 +218,7 @@ impl Supervisor {
             state: State::Running,
             asking: false,
             looking: false,
+            checkouts: 0,
             count: None,
             ask_again: false,
             quiet: false,
@@ -316,11 +319,7 @@ impl Supervisor {
 
     fn start(&mut self, granted: Granted, context: &mut Context<Self>) {
         self.share.set_busy(!granted.checkouts.is_empty() || self.in_flight > 0);
-        if let Some(count) = &mut self.count
-            && !granted.checkouts.is_empty()
-        {
-            count.is_stale = true;
-        }
+        self.checkouts += u64::from(!granted.checkouts.is_empty());
         if self.finished.is_none() {
             // They came after the end that was told, and nobody waits for them any more.
             for checkout in granted.checkouts {

@@ -29,8 +29,8 @@ enum Look {
 /// The question whether all records are in batches, asked while the last of these were in flight.
 pub(super) struct Count {
     all_in_batches: JoinHandle<Result<bool, StoreError>>,
-    /// Something was checked out after all, and may have come after the count.
-    pub(super) is_stale: bool,
+    /// The Supervisor's check-outs when it was asked; what is checked out later may come after the count.
+    checkouts: u64,
 }
 
 impl Supervisor {
@@ -77,7 +77,7 @@ impl Supervisor {
         let store = Arc::clone(&self.store);
         let ring = self.settings.ring;
         let all_in_batches = tokio::task::spawn_blocking(move || store.all_in_batches(ring));
-        self.count = Some(Count { all_in_batches, is_stale: false });
+        self.count = Some(Count { all_in_batches, checkouts: self.checkouts });
     }
 
     /// Whether the last look for what is left is long enough ago.
@@ -101,7 +101,8 @@ impl Supervisor {
         self.looking = true;
         let store = Arc::clone(&self.store);
         let ring = self.settings.ring;
-        let count = self.count.take().filter(|count| !count.is_stale);
+        let checkouts = self.checkouts;
+        let count = self.count.take().filter(|count| count.checkouts == checkouts);
         let find_out = move |all_in_batches: bool| {
             let progress = store.progress(ring)?;
             // Without a key, batches to be retried are nobody's work.
@@ -138,8 +139,9 @@ impl Supervisor {
                 actor.next_look = actor.next_look.max(Some(now + pause));
             }
             match look {
-                // What was begun meanwhile looks again when it has ended.
-                Ok(_) if actor.in_flight > 0 || actor.checks_out() => {}
+                // What was checked out meanwhile may have come after it, and is looked at in the next one.
+                Ok(Look::Done(_) | Look::NotYet(_) | Look::OthersWork)
+                    if actor.checkouts != checkouts || actor.checks_out() => {}
                 Ok(look) => actor.act_on(look, shortage, context),
                 Err(error) => actor.could_not(error, context),
             }

@@ -98,6 +98,25 @@ async fn what_was_counted_before_another_checkout_is_counted_again() {
 }
 
 #[actix::test]
+async fn what_was_counted_before_a_checkout_that_the_end_saw_is_counted_again() {
+    let database = Database::new(4, 15);
+    let counted = Gate::closed();
+    database.store.plan(Call::AllInBatches, [Fault::WaitAfter(counted)]);
+    let node = TestNode::start(&database, Plan::default());
+    eventually("they are counted", || counted.waiting() == 1).await;
+    node.until("they are signed", |snapshot| snapshot.signed_records == 15).await;
+    let questions = database.store.calls(Call::HasWork) + 2;
+    eventually("the end waits for the count", || database.store.calls(Call::HasWork) > questions)
+        .await;
+    database.add_stray(b"out of order");
+    database.add_records([b"one more".to_vec()]);
+    node.until("it is signed", |snapshot| snapshot.signed_records == 16).await;
+    counted.open();
+    assert_eq!(node.finish_done().await.records, 17);
+    database.assert_all_signed(17);
+}
+
+#[actix::test]
 async fn a_count_that_fails_is_made_up_for_at_the_end() {
     let database = Database::new(4, 15);
     database.store.plan(Call::AllInBatches, [Fault::Unavailable]);

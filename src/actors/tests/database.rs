@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use diesel::connection::SimpleConnection;
 use diesel::sql_types::{BigInt, Binary};
 use diesel::{Connection, RunQueryDsl, SqliteConnection, sql_query};
 
@@ -82,6 +83,7 @@ impl Database {
     pub(super) fn add_stray(&self, payload: &[u8]) {
         let path = self.path.to_str().unwrap();
         let mut connection = SqliteConnection::establish(path).unwrap();
+        connection.batch_execute("PRAGMA busy_timeout = 10000").unwrap();
         let insert = "INSERT INTO records (ring_id, payload, inserted_xid) VALUES (?, ?, -5)";
         let insert = sql_query(insert).bind::<BigInt, _>(self.ring.0).bind::<Binary, _>(payload);
         assert_eq!(insert.execute(&mut connection), Ok(1));
