@@ -24,6 +24,7 @@ mod place;
 mod plot;
 mod scale;
 mod table;
+mod work;
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -32,7 +33,8 @@ use clap::Parser;
 
 use bare::Bare;
 use place::{Place, Seeded};
-use table::{Cell, Line};
+use table::{Cell, Figure, Line};
+use work::Work;
 
 /// Measures the main job.
 #[derive(Parser)]
@@ -160,10 +162,10 @@ fn measure(arguments: &Arguments, program: &std::path::Path, on: &str, load: Loa
     // The first of each warms the machine's caches up, and counts for nothing.
     for run in 0..=arguments.runs {
         let place = Place::copy_of(&seeded);
-        let chancery = place.sign();
+        let chancery = figure(&place, load, || place.sign());
         drop(place);
         let place = Place::copy_of(&seeded);
-        let bare = bare.sign(&place, load);
+        let bare = figure(&place, load, || bare.sign(&place, load));
         let python = arguments.python.as_ref().filter(|_| on == "postgres").map(|python| {
             drop(place);
             Place::copy_of(&seeded).sign_by_python(python)
@@ -173,6 +175,17 @@ fn measure(arguments: &Arguments, program: &std::path::Path, on: &str, load: Loa
         }
     }
     cell
+}
+
+/// What one run showed.
+fn figure(place: &Place<'_>, load: Load, sign: impl FnOnce() -> f64) -> Figure {
+    let before = Work::so_far(place.server());
+    let rate = sign();
+    let work = Option::zip(Work::so_far(place.server()), before);
+    let a_record = |seconds: f64| seconds * 1e6 / load.records as f64;
+    let work = work.map(|(after, before)| after.since(before));
+    let work = work.map(|Work { client, server }| (a_record(client), a_record(server)));
+    Figure { rate, work }
 }
 
 /// The program as it is shipped: without the failpoints that cargo builds into what a benchmark brings.

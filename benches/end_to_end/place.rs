@@ -141,6 +141,10 @@ impl<'a> Place<'a> {
         command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
     }
 
+    pub(crate) fn server(&self) -> Option<&testkit::Postgres> {
+        self.seeded.database.as_ref().map(testkit::Database::server)
+    }
+
     /// How large the database is now, with what belongs to it.
     pub(crate) fn database_bytes(&self) -> f64 {
         match &self.url {

@@ -12,29 +12,53 @@ pub(crate) struct Line {
     pub(crate) cell: Cell,
 }
 
-/// Records a second, run by run.
+/// What one run showed.
+#[derive(Clone, Copy)]
+pub(crate) struct Figure {
+    /// Records a second.
+    pub(crate) rate: f64,
+    /// Processor time in microseconds a record: of the client, and of PostgreSQL.
+    pub(crate) work: Option<(f64, f64)>,
+}
+
+/// Run by run.
 #[derive(Default)]
 pub(crate) struct Cell {
-    chancery: Vec<f64>,
-    bare: Vec<f64>,
+    chancery: Vec<Figure>,
+    bare: Vec<Figure>,
     python: Vec<f64>,
     ratios: Vec<f64>,
 }
 
 impl Cell {
-    pub(crate) fn add(&mut self, chancery: f64, bare: f64, python: Option<f64>) {
+    pub(crate) fn add(&mut self, chancery: Figure, bare: Figure, python: Option<f64>) {
         self.chancery.push(chancery);
         self.bare.push(bare);
-        self.ratios.push(chancery / bare);
+        self.ratios.push(chancery.rate / bare.rate);
         self.python.extend(python);
     }
 
     pub(crate) fn chancery(&self) -> f64 {
-        median(&self.chancery)
+        rate(&self.chancery)
     }
 
     pub(crate) fn bare(&self) -> f64 {
-        median(&self.bare)
+        rate(&self.bare)
+    }
+}
+
+fn rate(figures: &[Figure]) -> f64 {
+    median(&figures.iter().map(|figure| figure.rate).collect::<Vec<_>>())
+}
+
+/// The client's and the server's median processor time, as `6.6 + 2.2`.
+fn work(figures: &[Figure]) -> String {
+    let (client, server): (Vec<f64>, Vec<f64>) =
+        figures.iter().filter_map(|figure| figure.work).unzip();
+    match (median(&client), median(&server)) {
+        (client, _) if client.is_nan() => String::new(),
+        (client, 0.0) => format!("{client:.1}"),
+        (client, server) => format!("{client:.1} + {server:.1}"),
     }
 }
 
@@ -45,8 +69,8 @@ pub(crate) fn median(figures: &[f64]) -> f64 {
 }
 
 pub(crate) const HEAD: &str = "\
-| records | payload | batch size | signers | nodes | records/s | bare, records/s | ratio (lowest to highest) | Python, records/s |
-|--:|--:|--:|--:|--:|--:|--:|--:|--:|";
+| records | payload | batch size | signers | nodes | records/s | bare, records/s | ratio (lowest to highest) | work, µs a record | bare, µs a record | Python, records/s |
+|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|";
 
 impl fmt::Display for Line {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -59,10 +83,12 @@ impl fmt::Display for Line {
         write!(
             f,
             "| {records} | {payload_bytes} B | {batch_size} | {signers} | {nodes} | {:.0} | {:.0} | {:.2} \
-             ({lowest:.2} to {highest:.2}) | {python} |",
+             ({lowest:.2} to {highest:.2}) | {} | {} | {python} |",
             self.cell.chancery(),
             self.cell.bare(),
             median(ratios),
+            work(&self.cell.chancery),
+            work(&self.cell.bare),
         )
     }
 }

@@ -53,6 +53,10 @@ impl KeyManagerSettings {
     fn margin(&self) -> Duration {
         self.lease / 10
     }
+
+    fn reclaim_pause(&self) -> Duration {
+        RECLAIM_PAUSE.min(self.lease / 3)
+    }
 }
 
 /// The actor.
@@ -217,8 +221,7 @@ impl KeyManager {
                     }
                 }
             }
-            let pause = RECLAIM_PAUSE.min(actor.settings.lease / 3);
-            context.run_later(pause, KeyManager::reclaim_expired);
+            context.run_later(actor.settings.reclaim_pause(), KeyManager::reclaim_expired);
         }));
     }
 
@@ -456,7 +459,8 @@ impl Actor for KeyManager {
 
     fn started(&mut self, context: &mut Self::Context) {
         context.run_later(self.settings.lease / 3, KeyManager::keep_house);
-        self.reclaim_expired(context);
+        // Not yet: the first check-out goes first.
+        context.run_later(self.settings.reclaim_pause(), KeyManager::reclaim_expired);
     }
 }
 

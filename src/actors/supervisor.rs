@@ -450,8 +450,8 @@ impl Actor for Supervisor {
     type Context = Context<Self>;
 
     fn started(&mut self, context: &mut Self::Context) {
-        self.report_for_ever(context);
         self.pump(context);
+        context.run_later(report::FIRST, Supervisor::report_for_ever);
     }
 }
 

@@ -415,6 +415,21 @@ impl From<RecordRow> for Record {
     }
 }
 
+/// A record whose transaction is known.
+#[derive(QueryableByName)]
+pub(super) struct PayloadRow {
+    #[diesel(sql_type = BigInt)]
+    id: i64,
+    #[diesel(sql_type = Binary)]
+    payload: Vec<u8>,
+}
+
+impl PayloadRow {
+    pub(super) fn of_transaction(self, xid: i64) -> Record {
+        Record { position: Position { xid, id: RecordId(self.id) }, payload: self.payload }
+    }
+}
+
 /// A record that is there already, for comparison with one to be inserted.
 #[derive(QueryableByName)]
 pub(super) struct ExistingRow {

@@ -73,7 +73,7 @@ impl SqliteStore {
     /// [`StoreError::Connect`], [`StoreError::ReadOnly`] or [`StoreError::Damaged`], which name the
     /// file; [`StoreError::Storage`] and [`StoreError::Busy`], which may pass.
     pub fn open(path: &Path, options: &StoreOptions) -> Result<Self, StoreError> {
-        let writer = open_file(path, &settings())?;
+        let writer = open_file(path, &format!("{} {WRITER_CACHE}", settings()))?;
         let name = path.to_string_lossy();
         let readers = Pool::builder()
             .max_size(options.pool_size.max(1))
@@ -215,10 +215,13 @@ fn settings() -> String {
          PRAGMA synchronous = FULL;
          PRAGMA foreign_keys = ON;
          PRAGMA recursive_triggers = ON;
-         PRAGMA temp_store = MEMORY;
-         PRAGMA cache_size = -16384;"
+         PRAGMA temp_store = MEMORY;"
     )
 }
+
+/// The writer's, in KiB: what a transaction changes, and the pages above it in each index. Readers have
+/// SQLite's own 2 MiB: they read each record once, and the operating system's cache stands behind theirs.
+const WRITER_CACHE: &str = "PRAGMA cache_size = -16384";
 
 #[derive(Debug)]
 struct ReaderSettings;

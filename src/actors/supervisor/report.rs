@@ -13,6 +13,9 @@ use crate::actors::troubles::Place;
 use crate::db::{Blocker, NodeOrders, StoreError};
 use crate::types::{BlockerKind, NodeState};
 
+/// How soon the first report comes: the first batches need the sessions that there are.
+pub(super) const FIRST: Duration = Duration::from_millis(100);
+
 /// The longest pause between two reports.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
@@ -30,7 +33,7 @@ impl From<State> for NodeState {
 }
 
 impl Supervisor {
-    /// Reports now, and again after a third of a lease or less.
+    /// Looks around and reports now, and again after a third of a lease or less.
     pub(super) fn report_for_ever(&mut self, context: &mut Context<Self>) {
         let store = Arc::clone(&self.store);
         let ring = self.settings.ring;
@@ -62,7 +65,6 @@ impl Supervisor {
             let pause = LONGEST_PAUSE.min(actor.settings.reports.lease() / 3);
             context.run_later(pause, Supervisor::report_for_ever);
         }));
-        self.report(context);
     }
 
     /// Writes down what the node does and what troubles it.

@@ -8,7 +8,7 @@ use super::actions::{
 use super::fixture::{Fixture, Pg, ValueRow, options, wait_for};
 use super::judge::assert_signed;
 use crate::db::shared::Session;
-use crate::db::{ReclaimScope, StoreOptions, StoreOutcome};
+use crate::db::{ReclaimScope, Store as _, StoreOptions, StoreOutcome};
 use crate::types::KeyId;
 
 #[test]
@@ -125,18 +125,44 @@ fn a_node_frozen_in_a_transaction_with_the_ring_s_lock_is_ended_by_a_reclaim() {
 }
 
 #[test]
+fn what_the_database_asks_of_its_commits_is_kept_where_it_is_enough() {
+    let f = Pg::new();
+    let database = f.database.name();
+    for (asked, kept) in [("remote_apply", "remote_apply"), ("local", "on")] {
+        f.run(&format!("ALTER DATABASE {database} SET synchronous_commit = {asked}"));
+        let setting = f.open_own("node").read(|c| {
+            let query = "SELECT current_setting('synchronous_commit') AS value";
+            Ok(c.row::<ValueRow>(query, &[])?.value)
+        });
+        assert_eq!(setting.unwrap().as_deref(), Some(kept));
+    }
+}
+
+#[test]
+fn a_store_that_is_warmed_up_has_a_connection_to_lend() {
+    let f = Pg::new();
+    let store = f.open_own("node");
+    assert_eq!((store.pool_state().idle, store.pool_state().in_use), (0, 0));
+    store.warm_up();
+    assert_eq!((store.pool_state().idle, store.pool_state().in_use), (1, 0));
+}
+
+#[test]
 fn a_session_limits_itself_below_the_lease_and_says_whose_it_is() {
     let f = Pg::new();
     let store = f.open_own("node-7");
     f.run("ALTER ROLE postgres SET default_transaction_isolation = 'serializable'");
-    f.run(&format!("ALTER DATABASE {} SET synchronous_commit = off", f.database.name()));
+    let database = f.database.name();
+    f.run(&format!("ALTER DATABASE {database} SET synchronous_commit = off"));
+    f.run(&format!("ALTER DATABASE {database} SET lc_messages = 'C.UTF-8'"));
     let settings = store
         .read(|c| {
             Ok(c.rows::<ValueRow>(
                 "SELECT name || '=' || setting AS value FROM pg_settings
                  WHERE name IN ('application_name', 'default_transaction_isolation', 'synchronous_commit',
-                                'lock_timeout', 'idle_in_transaction_session_timeout',
-                                'tcp_keepalives_idle', 'TimeZone') ORDER BY lower(name)",
+                                'lock_timeout', 'idle_in_transaction_session_timeout', 'lc_messages',
+                                'max_parallel_workers_per_gather', 'tcp_keepalives_idle', 'TimeZone')
+                 ORDER BY lower(name)",
                 &[],
             )?)
         })
@@ -147,7 +173,9 @@ fn a_session_limits_itself_below_the_lease_and_says_whose_it_is() {
         "application_name=chancery/node-7",
         "default_transaction_isolation=read committed",
         "idle_in_transaction_session_timeout=45000",
+        "lc_messages=C",
         "lock_timeout=30000",
+        "max_parallel_workers_per_gather=0",
         "synchronous_commit=on",
         "tcp_keepalives_idle=10",
         "TimeZone=UTC",

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use diesel::connection::SimpleConnection;
 use diesel::pg::PgConnection;
 use diesel::r2d2::{self, ManageConnection, PooledConnection, R2D2Connection};
-use diesel::{Connection, QueryResult};
+use diesel::sql_types::Text;
+use diesel::{Connection, QueryResult, QueryableByName, RunQueryDsl, sql_query};
 
 use super::errors::{classify, connect_error};
 use crate::db::{PoolState, StoreError, StoreOptions};
@@ -201,7 +202,7 @@ impl ManageConnection for Manager {
 
     fn connect(&self) -> Result<Pooled, NotConnected> {
         let made = connect(&self.url).and_then(|mut connection| {
-            connection.batch_execute(&self.settings).map_err(classify)?;
+            settle(&mut connection, &self.settings).map_err(classify)?;
             Ok(connection)
         });
         match made {
@@ -244,10 +245,41 @@ pub(in crate::db) fn connect(url: &str) -> Result<PgConnection, StoreError> {
     PgConnection::establish(&with_keepalives(url)).map_err(connect_error)
 }
 
-/// What each session sets for itself, whatever the server's or the role's defaults.
-///
+/// Makes a session what it must be, whatever the server's or the role's defaults.
+fn settle(connection: &mut PgConnection, settings: &str) -> QueryResult<()> {
+    connection.batch_execute(settings)?;
+    // SHOW reads no catalogue, and most sessions have nothing to mend: a third of what it cost to begin one.
+    let SynchronousCommit { synchronous_commit } =
+        sql_query("SHOW synchronous_commit").get_result(connection)?;
+    if matches!(synchronous_commit.as_str(), "off" | "local") {
+        connection.batch_execute("SET synchronous_commit = on")?;
+    }
+    let LcMessages { lc_messages } = sql_query("SHOW lc_messages").get_result(connection)?;
+    if lc_messages != "C" {
+        connection.batch_execute(ENGLISH)?;
+    }
+    Ok(())
+}
+
+#[derive(QueryableByName)]
+struct SynchronousCommit {
+    #[diesel(sql_type = Text)]
+    synchronous_commit: String,
+}
+
+#[derive(QueryableByName)]
+struct LcMessages {
+    #[diesel(sql_type = Text)]
+    lc_messages: String,
+}
+
 /// The server's messages must be English, since they tell errors apart (`errors.rs`). To ask for that
 /// is the superuser's right, so `chancery migrate` gives it to the runtime role where it can.
+const ENGLISH: &str = "DO $$ BEGIN SET lc_messages = 'C';
+                       EXCEPTION WHEN insufficient_privilege THEN NULL; END $$";
+
+/// What each session sets for itself. A node's queries are many and run beside others, so that none of
+/// them takes several processors.
 fn session_settings(node: &NodeId, lease: Duration) -> String {
     // PostgreSQL cuts application names at 63 bytes; a quote would end the literal.
     let application: String =
@@ -264,10 +296,7 @@ fn session_settings(node: &NodeId, lease: Duration) -> String {
          SET tcp_keepalives_count = 3;
          SET timezone = 'UTC';
          SET jit = off;
-         SELECT set_config('synchronous_commit', 'on', false)
-         WHERE current_setting('synchronous_commit') IN ('off', 'local');
-         DO $$ BEGIN SET lc_messages = 'C';
-               EXCEPTION WHEN insufficient_privilege THEN NULL; END $$"
+         SET max_parallel_workers_per_gather = 0"
     )
 }
 

@@ -10,7 +10,9 @@ use diesel::sql_types::{Array, BigInt};
 use diesel::{QueryResult, RunQueryDsl, sql_query};
 
 use super::{CURRENT_XID, PgStore, int, ring_bind};
-use crate::db::models::{BatchRow, EdgeRow, FlagRow, RangeRow, RecordRow, RingRow, ranges};
+use crate::db::models::{
+    BatchRow, EdgeRow, FlagRow, PayloadRow, RangeRow, RecordRow, RingRow, ranges,
+};
 use crate::db::shared::{self, Bind, LARGE_BATCH, Session, TxResult};
 use crate::db::{CheckOut, CheckedOut, ClaimedBatch, KeyUse, Ring, Shortage};
 use crate::failpoint::pass;
@@ -277,7 +279,7 @@ pub(super) fn load_batch(
     // Without its limit a scan would go on behind the range to the end of the last transaction's
     // records: a comparison of rows ends it only by its first column.
     let limit = i64::from(range.record_count);
-    let mut rows = Vec::new();
+    let mut records = Vec::new();
     // If no record is larger than its part of the bound all of them fit. They nearly always do, and then
     // one plain scan reads them. octet_length reads no payload that is stored out of line.
     if after.is_none() {
@@ -285,23 +287,24 @@ pub(super) fn load_batch(
         if range.low.xid == range.high.xid {
             // To compare numbers takes half the time of a comparison of rows.
             let all = "
-                SELECT inserted_xid, id, payload FROM records
+                SELECT id, payload FROM records
                 WHERE ring_id = $1 AND inserted_xid = $2 AND id >= $3 AND id <= $4
                   AND octet_length(payload) <= $5
                 ORDER BY inserted_xid, id LIMIT $6";
             let (low, high) = (range.low, range.high);
             let bounds = [ring.0, low.xid, low.id.0, high.id.0, each, limit].map(Bind::Int);
-            rows = c.prepared_rows::<RecordRow>(all, &bounds)?;
+            let rows = c.prepared_rows::<PayloadRow>(all, &bounds)?;
+            records = rows.into_iter().map(|row| row.of_transaction(low.xid)).collect();
         } else {
             let all = "
                 SELECT inserted_xid, id, payload FROM records
                 WHERE ring_id = $1 AND (inserted_xid, id) > ($2, $3) AND (inserted_xid, id) <= ($4, $5)
                   AND octet_length(payload) <= $6
                 ORDER BY inserted_xid, id LIMIT $7";
-            rows = c.prepared_rows::<RecordRow>(all, &bounds(each, limit))?;
+            records = self::records(c, all, &bounds(each, limit))?;
         }
     }
-    if rows.len() < range.record_count as usize {
+    if records.len() < range.record_count as usize {
         let first = "
             SELECT inserted_xid, id, payload
             FROM (SELECT inserted_xid, id, payload, row_number() OVER through AS n,
@@ -312,9 +315,14 @@ pub(super) fn load_batch(
                         ORDER BY inserted_xid, id LIMIT $6) r
                   WINDOW through AS (ORDER BY inserted_xid, id ROWS UNBOUNDED PRECEDING)) r
             WHERE bytes <= $7 OR n = 1 ORDER BY inserted_xid, id";
-        rows = c.prepared_rows::<RecordRow>(first, &bounds(limit, int(max_bytes)))?;
+        records = self::records(c, first, &bounds(limit, int(max_bytes)))?;
     }
     pass("load", "read")?;
+    Ok(records)
+}
+
+fn records(c: &mut PgConnection, query: &str, binds: &[Bind<'_>]) -> QueryResult<Vec<Record>> {
+    let rows = c.prepared_rows::<RecordRow>(query, binds)?;
     Ok(rows.into_iter().map(Record::from).collect())
 }
 
