@@ -21,6 +21,8 @@ struct Sample {
 struct Size {
     at: Duration,
     resident_kib: f64,
+    /// The most until then, between two looks too.
+    peak_kib: f64,
     database_bytes: f64,
 }
 
@@ -37,9 +39,10 @@ pub(crate) fn run(seeded: &Seeded, name: &str) -> (String, String) {
         let sizes = scope.spawn(|| {
             let mut sizes = Vec::new();
             while !is_over.load(Ordering::Relaxed) {
-                let resident_kib = status_kib(process, "VmRSS:").unwrap_or(f64::NAN);
+                let kib = |name| status_kib(process, name).unwrap_or(f64::NAN);
+                let (resident_kib, peak_kib) = (kib("VmRSS:"), kib("VmHWM:"));
                 let database_bytes = place.database_bytes();
-                sizes.push(Size { at: begin.elapsed(), resident_kib, database_bytes });
+                sizes.push(Size { at: begin.elapsed(), resident_kib, peak_kib, database_bytes });
                 std::thread::park_timeout(Duration::from_millis(1000));
             }
             sizes
@@ -104,7 +107,10 @@ fn report(
         last = end;
     }
     let ratio = rates.last().unwrap() / rates.first().unwrap();
-    table.push_str(&format!("\nThe last tenth went at {ratio:.2} of the rate of the first.\n"));
+    let peak = sizes.iter().map(|size| size.peak_kib / 1024.0).fold(0.0, f64::max);
+    table.push_str(&format!(
+        "\nThe last tenth went at {ratio:.2} of the rate of the first. Peak memory: {peak:.0} MiB.\n"
+    ));
     let picture = panels(&[
         Panel { title: "thousand records/s", points: rates },
         Panel { title: "check-out, ms", points: check_outs },

@@ -38,11 +38,18 @@ struct Times {
 fn server_time(folder: &Path) -> Option<f64> {
     let lock = fs::read_to_string(folder.join("data/postmaster.pid")).ok()?;
     let postmaster = lock.lines().next()?;
-    let Times { own, waited_for, .. } = times(postmaster)?;
-    let processes = fs::read_dir("/proc").ok()?.flatten();
-    let all = processes.filter_map(|process| times(process.file_name().to_str()?));
-    let running = all.filter(|times| times.parent == postmaster).map(|times| times.own);
-    Some(own + waited_for + running.sum::<f64>())
+    loop {
+        let before = times(postmaster)?;
+        let processes = fs::read_dir("/proc").ok()?.flatten();
+        let all = processes.filter_map(|process| times(process.file_name().to_str()?));
+        let of_server = all.filter(|times| times.parent == postmaster);
+        let running: f64 = of_server.map(|times| times.own).sum();
+        let after = times(postmaster)?;
+        // One that has ended meanwhile may have been counted twice, or not at all.
+        if before.waited_for == after.waited_for {
+            return Some(after.own + after.waited_for + running);
+        }
+    }
 }
 
 /// The fields are those of proc(5): the command may hold blanks, and stands in brackets.

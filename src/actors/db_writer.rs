@@ -341,11 +341,6 @@ impl Message for StoreGroup {
 
 impl Actor for StoreWorker {
     type Context = SyncContext<Self>;
-
-    /// While the first batches are checked out.
-    fn started(&mut self, _: &mut Self::Context) {
-        self.store.warm_up();
-    }
 }
 
 impl Handler<StoreGroup> for StoreWorker {

@@ -488,9 +488,6 @@ pub trait Store: Send + Sync + 'static {
     /// The database's product and version, for people.
     fn server_version(&self) -> Result<String, StoreError>;
 
-    /// Connects ahead of the first use of the calling thread, where that takes long: on PostgreSQL.
-    fn warm_up(&self) {}
-
     /// The lock that a signing process holds for its life, where the database needs one: on
     /// SQLite. `None` where several processes may sign.
     fn signing_lock(&self) -> Option<SigningLock>;

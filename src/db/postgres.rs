@@ -170,11 +170,6 @@ const CURRENT_XID: &str = "pg_current_xact_id()::TEXT::BIGINT + chancery_xid_off
 impl Store for PgStore {
     shared_methods!(protocol::lock_ring);
 
-    fn warm_up(&self) {
-        // Why there is none is told to whoever needs one.
-        drop(self.pool.connection(Purpose::Signing));
-    }
-
     fn store_batches(
         &self,
         ring: RingId,

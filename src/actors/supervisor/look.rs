@@ -101,8 +101,7 @@ impl Supervisor {
         self.looking = true;
         let store = Arc::clone(&self.store);
         let ring = self.settings.ring;
-        let checkouts = self.checkouts;
-        let count = self.count.take().filter(|count| count.checkouts == checkouts);
+        let count = self.count.take();
         let find_out = move |all_in_batches: bool| {
             let progress = store.progress(ring)?;
             // Without a key, batches to be retried are nobody's work.
@@ -123,15 +122,17 @@ impl Supervisor {
                 Ok(Look::NotYet(remaining))
             }
         };
-        let look = async move {
-            let all_in_batches = match count {
-                // Where it failed, what follows fails for the same reason, or does without.
-                Some(count) => matches!(count.all_in_batches.await, Ok(Ok(true))),
-                None => false,
-            };
-            off_thread(move || find_out(all_in_batches)).await
+        let count = async move {
+            let count = count?;
+            // Where it failed, what follows fails for the same reason, or does without.
+            matches!(count.all_in_batches.await, Ok(Ok(true))).then_some(count.checkouts)
         };
-        context.spawn(look.into_actor(self).map(move |look, actor, context| {
+        let look = count.into_actor(self).then(move |all_in_batches, actor, _| {
+            // What has been checked out since then may have come after it.
+            let all_in_batches = all_in_batches == Some(actor.checkouts);
+            off_thread(move || find_out(all_in_batches)).into_actor(actor)
+        });
+        context.spawn(look.map(move |look, actor, context| {
             actor.looking = false;
             if !actor.settings.until_done {
                 let now = actor.stations.clock.now();
@@ -139,9 +140,9 @@ impl Supervisor {
                 actor.next_look = actor.next_look.max(Some(now + pause));
             }
             match look {
-                // What was checked out meanwhile may have come after it, and is looked at in the next one.
+                // What was begun meanwhile looks again when it has ended; what was swept is swept.
                 Ok(Look::Done(_) | Look::NotYet(_) | Look::OthersWork)
-                    if actor.checkouts != checkouts || actor.checks_out() => {}
+                    if actor.in_flight > 0 || actor.checks_out() => {}
                 Ok(look) => actor.act_on(look, shortage, context),
                 Err(error) => actor.could_not(error, context),
             }

@@ -33,11 +33,14 @@ impl From<State> for NodeState {
 }
 
 impl Supervisor {
-    /// Looks around and reports now, and again after a third of a lease or less.
+    /// Reports and looks around now, and again after a third of a lease or less.
     pub(super) fn report_for_ever(&mut self, context: &mut Context<Self>) {
         let store = Arc::clone(&self.store);
         let ring = self.settings.ring;
         let paused = self.state == State::Paused;
+        // Before the look, which may take its time.
+        self.report(context);
+        let told = self.stations.troubles.summary();
         let look = off_thread(move || {
             // Nothing else of a paused node looks for a database that went back in time.
             if paused {
@@ -50,7 +53,7 @@ impl Supervisor {
             }
             Ok((blockers, store.orders(ring)?))
         });
-        context.spawn(look.into_actor(self).map(|look, actor, context| {
+        context.spawn(look.into_actor(self).map(move |look, actor, context| {
             match look {
                 Ok((blockers, orders)) => {
                     actor.note_blockers(&blockers);
@@ -60,7 +63,9 @@ impl Supervisor {
                 // Any other shows where the work is done.
                 Err(_) => {}
             }
-            actor.report(context);
+            if actor.stations.troubles.summary() != told {
+                actor.report(context);
+            }
             // Not by an interval: that would make up for every report that a slow database missed.
             let pause = LONGEST_PAUSE.min(actor.settings.reports.lease() / 3);
             context.run_later(pause, Supervisor::report_for_ever);

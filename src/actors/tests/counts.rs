@@ -117,6 +117,22 @@ async fn what_was_counted_before_a_checkout_that_the_end_saw_is_counted_again() 
 }
 
 #[actix::test]
+async fn a_look_ends_the_run_though_something_was_signed_meanwhile() {
+    let database = Database::new(4, 15);
+    let looked = Gate::closed();
+    database.store.plan(Call::AllInBatches, [Fault::Unavailable]);
+    database.store.plan(Call::Remaining, [Fault::WaitAfter(looked)]);
+    let node = TestNode::start(&database, Plan::default());
+    eventually("it has looked", || looked.waiting() == 1).await;
+    database.add_records([b"one more".to_vec()]);
+    node.until("it is signed", |snapshot| snapshot.signed_records == 16).await;
+    looked.open();
+    assert_eq!(node.finish_done().await.records, 15, "as many as there were");
+    assert_eq!(database.store.calls(Call::Remaining), 1);
+    database.assert_all_signed(16);
+}
+
+#[actix::test]
 async fn a_count_that_fails_is_made_up_for_at_the_end() {
     let database = Database::new(4, 15);
     database.store.plan(Call::AllInBatches, [Fault::Unavailable]);

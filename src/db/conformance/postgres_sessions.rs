@@ -8,7 +8,7 @@ use super::actions::{
 use super::fixture::{Fixture, Pg, ValueRow, options, wait_for};
 use super::judge::assert_signed;
 use crate::db::shared::Session;
-use crate::db::{ReclaimScope, Store as _, StoreOptions, StoreOutcome};
+use crate::db::{ReclaimScope, StoreOptions, StoreOutcome};
 use crate::types::KeyId;
 
 #[test]
@@ -136,15 +136,6 @@ fn what_the_database_asks_of_its_commits_is_kept_where_it_is_enough() {
         });
         assert_eq!(setting.unwrap().as_deref(), Some(kept));
     }
-}
-
-#[test]
-fn a_store_that_is_warmed_up_has_a_connection_to_lend() {
-    let f = Pg::new();
-    let store = f.open_own("node");
-    assert_eq!((store.pool_state().idle, store.pool_state().in_use), (0, 0));
-    store.warm_up();
-    assert_eq!((store.pool_state().idle, store.pool_state().in_use), (1, 0));
 }
 
 #[test]
