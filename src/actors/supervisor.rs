@@ -450,8 +450,10 @@ impl Actor for Supervisor {
     type Context = Context<Self>;
 
     fn started(&mut self, context: &mut Self::Context) {
+        // Whoever lists the nodes finds it from its first signature on.
+        self.report(context);
         self.pump(context);
-        context.run_later(report::FIRST, Supervisor::report_for_ever);
+        context.run_later(report::FIRST_LOOK, Supervisor::report_for_ever);
     }
 }
 

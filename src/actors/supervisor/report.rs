@@ -13,8 +13,8 @@ use crate::actors::troubles::Place;
 use crate::db::{Blocker, NodeOrders, StoreError};
 use crate::types::{BlockerKind, NodeState};
 
-/// How soon the first report comes: the first batches need the sessions that there are.
-pub(super) const FIRST: Duration = Duration::from_millis(100);
+/// How soon the node looks around for the first time: the first batches need the sessions that there are.
+pub(super) const FIRST_LOOK: Duration = Duration::from_millis(100);
 
 /// The longest pause between two reports.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
