@@ -38,10 +38,8 @@ pub const POINTS: &[(&str, &[&str])] = &[
         &[
             "begun",
             "uses_locked",
-            "counts_checked",
             "copying",
             "copied",
-            "ticks_taken",
             "uses_closed",
             "keys_stamped",
             "batches_stored",
@@ -50,15 +48,7 @@ pub const POINTS: &[(&str, &[&str])] = &[
     ),
     (
         "give_up",
-        &[
-            "begun",
-            "uses_locked",
-            "ticks_taken",
-            "uses_closed",
-            "keys_stamped",
-            "batches_failed",
-            "committed",
-        ],
+        &["begun", "uses_locked", "uses_closed", "keys_stamped", "batches_failed", "committed"],
     ),
     (
         "reclaim",
@@ -66,7 +56,6 @@ pub const POINTS: &[(&str, &[&str])] = &[
             "begun",
             "ring_locked",
             "uses_found",
-            "ticks_taken",
             "uses_closed",
             "keys_stamped",
             "batches_failed",

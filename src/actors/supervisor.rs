@@ -135,6 +135,8 @@ pub struct Supervisor {
     wake_up: Option<SpawnHandle>,
     token: token::TokenWatch,
     in_flight: u32,
+    /// With how many batches in flight there was no free key for one more.
+    enough_for_keys: Option<u32>,
     share: Share,
     drains: Vec<oneshot::Sender<DrainReport>>,
     finished: Option<oneshot::Sender<Finished>>,
@@ -231,6 +233,7 @@ impl Supervisor {
             wake_up: None,
             token: token::TokenWatch::default(),
             in_flight: 0,
+            enough_for_keys: None,
             share,
             drains: Vec::new(),
             finished: Some(finished),
@@ -240,8 +243,8 @@ impl Supervisor {
         (supervisor, receiver)
     }
 
-    /// Checks out as many batches as there are permits, unless few are free while others work: a
-    /// checkout transaction is dear, and is made to count.
+    /// Checks out as many batches as there are permits, unless few are free while others work, or few keys
+    /// are: a checkout transaction is dear, and is made to count.
     fn pump(&mut self, context: &mut Context<Self>) {
         if self.state != State::Running || self.finished.is_none() || self.failure.is_some() {
             return;
@@ -253,7 +256,9 @@ impl Supervisor {
         let most = self.token.limit(self.share.most());
         // Another ring may have got work, and with it a part of what this one has in flight.
         let mut free = most.saturating_sub(self.in_flight);
-        if free == 0 || (self.in_flight > 0 && free < most / 4) {
+        let enough = self.enough_for_keys.map_or(most, |enough| enough.min(most));
+        let missing = enough.saturating_sub(self.in_flight);
+        if free == 0 || (self.in_flight > 0 && missing < (enough / 4).max(1)) {
             return;
         }
         if self.in_flight == 0 {
@@ -269,8 +274,9 @@ impl Supervisor {
     }
 
     fn check_out(&mut self, max_batches: u32, context: &mut Context<Self>) {
+        let in_flight = self.in_flight;
         let request = self.stations.key_manager.send(CheckOut { max_batches });
-        context.spawn(request.into_actor(self).map(|reply, actor, context| {
+        context.spawn(request.into_actor(self).map(move |reply, actor, context| {
             actor.asking = false;
             match reply {
                 Ok(Ok(granted)) => {
@@ -280,6 +286,7 @@ impl Supervisor {
                         actor.stations.troubles.clear(Place::Waiting);
                     }
                     actor.note_key_wait(&granted);
+                    actor.note_enough_for_keys(&granted, in_flight);
                     actor.start(granted, context);
                 }
                 Ok(Err(error)) => actor.could_not(error, context),
@@ -307,6 +314,13 @@ impl Supervisor {
             None => {}
         }
         self.snapshot.ring_paused = granted.shortage == Some(Shortage::Paused);
+    }
+
+    /// Not how many are in flight now: the keys of those that have ended since it was asked may be free.
+    fn note_enough_for_keys(&mut self, granted: &Granted, in_flight_before: u32) {
+        let came = u32::try_from(granted.checkouts.len()).unwrap_or(u32::MAX);
+        let lacks_key = granted.shortage == Some(Shortage::NoFreeKey);
+        self.enough_for_keys = lacks_key.then(|| in_flight_before.saturating_add(came));
     }
 
     fn after_asking(&mut self, context: &mut Context<Self>) {

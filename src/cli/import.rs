@@ -64,7 +64,7 @@ impl Import {
         bar.finish_and_clear();
         let report = report?;
         if report.added > 0 {
-            database.store.analyze()?;
+            database.store.after_intake()?;
         }
         output::print_line(&format!(
             "imported {} into ring {} of {} in {}{}",

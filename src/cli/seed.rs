@@ -47,7 +47,7 @@ impl Seed {
     }
 }
 
-/// Inserts `records` records in chunks, and brings the statistics up to date.
+/// Inserts `records` records in chunks, and readies the tables for what follows.
 pub(super) fn seed(
     store: &dyn Store,
     ring: &Ring,
@@ -70,7 +70,7 @@ pub(super) fn seed(
     }
     bar.finish_and_clear();
     if records > 0 {
-        store.analyze()?;
+        store.after_intake()?;
     }
     Ok(())
 }

@@ -445,8 +445,9 @@ pub trait Store: Send + Sync + 'static {
     /// [`StoreError::NotFound`], [`StoreError::NotQuarantined`].
     fn retry_batch(&self, batch: BatchId, actor: &str) -> Result<(), StoreError>;
 
-    /// Brings the planner's statistics up to date after a large intake.
-    fn analyze(&self) -> Result<(), StoreError>;
+    /// Readies the tables after a large intake: brings the planner's statistics up to date and, on PostgreSQL
+    /// where this role owns them, marks what all can see, so that a checkout reads its index alone.
+    fn after_intake(&self) -> Result<(), StoreError>;
 
     /// A page of signatures in order of record id, from behind `after`, with about `max_bytes` of
     /// payload; empty at the end.

@@ -11,8 +11,8 @@ use diesel::sql_types::{BigInt, Binary, Bool, Integer, Nullable, Text};
 
 use super::{Batch, ClaimedBatch, DueKey, Key, KeyUse, OpenUse, Ring, SealedKeyRow, StoreError};
 use crate::types::{
-    BatchId, BatchRange, DataKeyId, Fence, KeyId, Kid, NodeId, Position, Record, RecordId, RingId,
-    Tick, Timestamp,
+    BatchId, BatchRange, DataKeyId, Fence, KeyId, Kid, NodeId, Outcome, Position, Record, RecordId,
+    RingId, Tick, Timestamp,
 };
 
 pub(super) fn word<T: FromStr<Err = crate::types::UnknownWord>>(
@@ -39,6 +39,15 @@ pub(super) struct NumberRow {
 pub(super) struct FlagRow {
     #[diesel(sql_type = Bool)]
     pub(super) value: bool,
+}
+
+/// A key that is free, and whether a batch waits to be tried again.
+#[derive(QueryableByName)]
+pub(super) struct FreeKeyRow {
+    #[diesel(sql_type = BigInt)]
+    pub(super) id: i64,
+    #[diesel(sql_type = Bool)]
+    pub(super) has_retries: bool,
 }
 
 /// Some bytes, named `value`.
@@ -253,9 +262,56 @@ impl UseRow {
         }
     }
 
-    pub(super) fn outcome(&self) -> Result<Option<crate::types::Outcome>, StoreError> {
+    pub(super) fn outcome(&self) -> Result<Option<Outcome>, StoreError> {
         self.outcome.as_deref().map(word).transpose()
     }
+}
+
+/// A use of this node as PostgreSQL locks it to end it, with the records of its batch.
+#[derive(QueryableByName)]
+pub(super) struct EndingRow {
+    #[diesel(sql_type = BigInt)]
+    fence: i64,
+    #[diesel(sql_type = BigInt)]
+    batch_id: i64,
+    #[diesel(sql_type = BigInt)]
+    key_id: i64,
+    #[diesel(sql_type = Nullable<Text>)]
+    outcome: Option<String>,
+    #[diesel(sql_type = BigInt)]
+    record_count: i64,
+}
+
+impl EndingRow {
+    pub(super) const COLUMNS: &str = "fence, batch_id, key_id, outcome";
+
+    pub(super) fn key_use(&self, ring: RingId) -> KeyUse {
+        KeyUse {
+            ring,
+            fence: Fence(Tick(self.fence)),
+            batch: BatchId(self.batch_id),
+            key: KeyId(self.key_id),
+        }
+    }
+
+    /// How it ended, and how many records its batch has.
+    pub(super) fn ending(&self) -> Result<(Option<Outcome>, u64), StoreError> {
+        let outcome = self.outcome.as_deref().map(word).transpose()?;
+        Ok((outcome, count(self.record_count)?.into()))
+    }
+}
+
+/// What PostgreSQL changed to end uses: the ring's tick before, and how many rows.
+#[derive(QueryableByName)]
+pub(super) struct EndedRow {
+    #[diesel(sql_type = BigInt)]
+    pub(super) before: i64,
+    #[diesel(sql_type = BigInt)]
+    pub(super) uses: i64,
+    #[diesel(sql_type = BigInt)]
+    pub(super) keys: i64,
+    #[diesel(sql_type = BigInt)]
+    pub(super) batches: i64,
 }
 
 impl From<UseRow> for OpenUse {

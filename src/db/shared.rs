@@ -7,7 +7,9 @@ use diesel::pg::{Pg, PgConnection};
 use diesel::sqlite::{Sqlite, SqliteConnection};
 use diesel::{QueryResult, QueryableByName, RunQueryDsl};
 
-use super::models::{BatchRow, FlagRow, NumberRow, PositionRow, RingRow, StateRow, UseRow};
+use super::models::{
+    BatchRow, FlagRow, FreeKeyRow, NumberRow, PositionRow, RingRow, StateRow, UseRow,
+};
 pub(super) use super::statement::Bind;
 use super::statement::Statement;
 use super::{Batch, CheckOut, OpenUse, Progress, Ring, Shortage, StoreError};
@@ -244,16 +246,29 @@ pub(super) fn cursor<S: Session>(s: &mut S, ring: RingId) -> QueryResult<Positio
     Ok(s.row::<PositionRow>(query, &[Bind::Int(ring.0)])?.into())
 }
 
-/// The free keys of a ring, least recently used first.
-pub(super) fn free_keys<S: Session>(s: &mut S, ring: RingId, limit: u32) -> QueryResult<Vec<i64>> {
-    let query = "SELECT k.id AS value FROM keys k
-                 WHERE k.ring_id = $1 AND k.status = 'active'
-                   AND NOT EXISTS (SELECT 1 FROM key_uses u
-                                   WHERE u.key_id = k.id AND u.end_tick IS NULL)
-                 ORDER BY k.last_tick, k.id LIMIT $2";
-    let rows =
-        s.prepared_rows::<NumberRow>(query, &[Bind::Int(ring.0), Bind::Int(limit.into())])?;
-    Ok(rows.into_iter().map(|row| row.value).collect())
+/// The free keys of a ring, least recently used first, and the batches that wait to be tried again with
+/// some of them, oldest first.
+pub(super) fn free_keys_and_retries<S: Session>(
+    s: &mut S,
+    ring: RingId,
+    limit: u32,
+) -> TxResult<(Vec<i64>, Vec<Batch>)> {
+    let query = format!(
+        "SELECT k.id, EXISTS (SELECT 1 FROM batches
+                              WHERE ring_id = $1 AND state = 'retry' AND {UNFINISHED}) AS has_retries
+         FROM keys k
+         WHERE k.ring_id = $1 AND k.status = 'active'
+           AND NOT EXISTS (SELECT 1 FROM key_uses u WHERE u.key_id = k.id AND u.end_tick IS NULL)
+         ORDER BY k.last_tick, k.id LIMIT $2"
+    );
+    let binds = [Bind::Int(ring.0), Bind::Int(limit.into())];
+    let rows = s.prepared_rows::<FreeKeyRow>(&query, &binds)?;
+    // There seldom are any, and to ask for them by themselves costs as much as all the rest.
+    let retries = match rows.first() {
+        Some(row) if row.has_retries => retry_batches(s, ring, rows.len())?,
+        _ => Vec::new(),
+    };
+    Ok((rows.into_iter().map(|row| row.id).collect(), retries))
 }
 
 /// Why a checkout that found `keys` free keys made only `claimed` batches, if so.
@@ -282,11 +297,7 @@ fn has_active_key<S: Session>(s: &mut S, ring: RingId) -> QueryResult<bool> {
 }
 
 /// Batches to be retried, oldest first.
-pub(super) fn retry_batches<S: Session>(
-    s: &mut S,
-    ring: RingId,
-    limit: usize,
-) -> TxResult<Vec<Batch>> {
+fn retry_batches<S: Session>(s: &mut S, ring: RingId, limit: usize) -> TxResult<Vec<Batch>> {
     let query = format!(
         "SELECT {} FROM batches WHERE ring_id = $1 AND state = 'retry' AND {UNFINISHED}
          ORDER BY id LIMIT $2",

@@ -301,7 +301,7 @@ impl Store for SqliteStore {
         }
     }
 
-    fn analyze(&self) -> Result<(), StoreError> {
+    fn after_intake(&self) -> Result<(), StoreError> {
         // A sample is enough, and a full ANALYZE reads every index.
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         writer.batch_execute("PRAGMA analysis_limit = 1000; ANALYZE").map_err(classify)

@@ -11,6 +11,8 @@ impl Handler<Nudge> for Supervisor {
 
     fn handle(&mut self, _: Nudge, context: &mut Self::Context) {
         self.idle = SHORTEST_IDLE;
+        // There may be other keys, too.
+        self.enough_for_keys = None;
         self.pump(context);
     }
 }

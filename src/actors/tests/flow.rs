@@ -119,6 +119,33 @@ async fn a_key_that_comes_back_while_a_checkout_is_under_way_is_not_forgotten() 
 }
 
 #[actix::test]
+async fn a_node_that_has_all_keys_asks_for_more_when_a_quarter_of_them_are_back() {
+    let database = Database::new(8, 60);
+    let (first, second, rest) = (Gate::closed(), Gate::closed(), Gate::closed());
+    database.signing.on_slice(|records| match records[0].payload.as_slice() {
+        b"record 0" => Some(SignFault::Wait(first)),
+        b"record 5" => Some(SignFault::Wait(second)),
+        _ => Some(SignFault::Wait(rest)),
+    });
+    let node = TestNode::start(&database, Plan { max_in_flight: 16, ..Plan::default() });
+    node.until("all keys are in use", |snapshot| snapshot.in_flight == 8).await;
+    let checkouts = database.store.calls(Call::CheckOut);
+    first.open();
+    node.until("one is back", |snapshot| snapshot.stored_batches == 1).await;
+    let_pass(Duration::from_millis(50)).await;
+    assert_eq!(database.store.calls(Call::CheckOut), checkouts);
+    second.open();
+    node.until("two are in use again", |snapshot| {
+        snapshot.stored_batches == 2 && snapshot.in_flight == 8
+    })
+    .await;
+    assert_eq!(database.store.calls(Call::CheckOut), checkouts + 1);
+    rest.open();
+    node.finish_done().await;
+    database.assert_all_signed(60);
+}
+
+#[actix::test]
 async fn an_idle_node_asks_for_work_by_a_read_without_a_lock() {
     let database = Database::new(2, 10);
     let node = TestNode::start(&database, Plan { until_done: false, ..Plan::default() });

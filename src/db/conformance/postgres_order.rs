@@ -1,7 +1,7 @@
 //! Transactions side by side, on PostgreSQL only: what commits late is neither lost nor passed.
 
 use super::actions::{
-    RING, add_keys, check_out, check_out_one, numbered, sign_all, sign_and_store,
+    RING, add_keys, check_out, check_out_one, insert, numbered, sign, sign_all, sign_and_store,
 };
 use super::fixture::{Fixture, Pg};
 use super::judge::{assert_lawful, assert_signed};
@@ -153,4 +153,34 @@ fn a_dump_s_offset_keeps_new_records_behind_the_old_ones() {
         store.remaining(RING).unwrap().is_done().then_some(())
     });
     assert_signed(&f, &*store, RING, 10);
+}
+
+#[test]
+fn what_is_committed_while_a_store_waits_for_the_ring_stays_as_it_is() {
+    let f = Pg::new();
+    let store = f.open("a");
+    add_keys(&*store, RING, 1);
+    insert(&f, &*store, RING, 5);
+    let batch = check_out_one(&*store, RING, 5);
+    let signed = sign(&*store, &batch);
+    let mut other = f.session();
+    other.run(
+        "BEGIN; UPDATE rings SET tick = tick + 10;
+         UPDATE keys SET status_reason = 'looked at', signature_count = signature_count + 100",
+    );
+    std::thread::scope(|scope| {
+        let storing = scope.spawn(|| store.store_batches(RING, &[signed]).unwrap());
+        f.wait_until_blocked("chancery/a");
+        other.run("COMMIT");
+        assert_eq!(storing.join().unwrap(), [StoreOutcome::Stored]);
+    });
+    let tick = batch.key_use.fence.0.0 + 11;
+    assert_eq!(store.ring("default").unwrap().tick.0, tick);
+    let as_expected = format!(
+        "SELECT count(*) AS value
+         FROM keys k JOIN key_uses u ON u.key_id = k.id JOIN batches b ON b.id = u.batch_id
+         WHERE k.status_reason = 'looked at' AND k.signature_count = 105 AND k.last_tick = {tick}
+           AND u.end_tick = {tick} AND u.outcome = 'stored' AND b.state = 'stored'"
+    );
+    assert_eq!(f.number(&as_expected), 1);
 }

@@ -1,4 +1,5 @@
-//! Statements that were first run on empty tables, on PostgreSQL only, keep no plan made for them.
+//! How PostgreSQL finds rows: statements that were first run on empty tables keep no plan made for them,
+//! and what came in at once is readied to be read.
 
 use std::time::Instant;
 
@@ -10,6 +11,23 @@ use crate::db::{SignedBatch, StoreOutcome};
 const RECORDS: u32 = 50_000;
 
 #[test]
+fn after_a_large_intake_by_the_owner_every_page_of_records_is_known_to_be_visible_to_all() {
+    let f = Pg::new();
+    let store = f.open("a");
+    store.insert_records(RING, &numbered(0, 1_000)).unwrap();
+    f.settle();
+    store.after_intake().unwrap();
+    let pages = |column: &str| {
+        f.number(&format!(
+            "SELECT {column}::BIGINT AS value FROM pg_class WHERE relname = 'records'"
+        ))
+    };
+    assert!(pages("relpages") > 1);
+    assert_eq!(pages("relallvisible"), pages("relpages"));
+    assert_eq!(pages("reltuples"), 1_000);
+}
+
+#[test]
 fn a_store_that_began_on_empty_tables_reads_by_index_when_they_are_full() {
     let f = Pg::new();
     let store = f.open("a");
@@ -19,7 +37,7 @@ fn a_store_that_began_on_empty_tables_reads_by_index_when_they_are_full() {
         assert!(!store.has_work(RING).unwrap());
     }
     store.insert_records(RING, &numbered(0, RECORDS)).unwrap();
-    store.analyze().unwrap();
+    store.after_intake().unwrap();
     f.settle();
 
     let begun = Instant::now();

@@ -53,9 +53,12 @@ fn the_runtime_role_brings_the_planner_up_to_date_after_intake() {
     let (f, url) = with_role();
     let store = PgStore::open(&url, &options("a")).unwrap();
     insert(&f, &store, RING, 500);
-    store.analyze().unwrap();
+    store.after_intake().unwrap();
     let estimate = "SELECT reltuples::BIGINT AS value FROM pg_class WHERE relname = 'records'";
     assert_eq!(f.number(estimate), 500);
+    let vacuumed =
+        "SELECT vacuum_count AS value FROM pg_stat_user_tables WHERE relname = 'records'";
+    assert_eq!(f.number(vacuumed), 0, "that is for the owner to do");
 }
 
 #[test]

@@ -10,9 +10,9 @@ use std::collections::HashMap;
 use diesel::ExecuteCopyFromDsl;
 use diesel::pg::{CopyFormat, PgConnection};
 
-use super::protocol::{lock_ring, microseconds, take_ticks};
+use super::protocol::{lock_ring, microseconds};
 use super::{PgStore, int, ring_bind};
-use crate::db::models::{BatchRow, NumberRow, UseRow};
+use crate::db::models::{EndedRow, EndingRow, NumberRow, UseRow};
 use crate::db::shared::{self, Bind, Session, TxResult};
 use crate::db::{
     GiveUp, KeyUse, ReclaimScope, Reclaimed, Refusal, SignedBatch, StoreError, StoreOutcome, schema,
@@ -29,82 +29,77 @@ pub(super) fn store_batches(
     let uses: Vec<KeyUse> = batches.iter().map(|batch| batch.key_use).collect();
     let standings = lock_uses(store, c, ring, &uses)?;
     pass("store", "uses_locked")?;
-    let held: Vec<&SignedBatch> =
-        batches.iter().zip(&standings).filter(|(_, s)| s.is_none()).map(|(b, _)| b).collect();
-    let outcomes = standings
-        .iter()
-        .map(|standing| match standing {
-            None => StoreOutcome::Stored,
-            Some(Outcome::Stored) => StoreOutcome::AlreadyStored,
-            Some(other) => StoreOutcome::Fenced(*other),
-        })
-        .collect();
+    let mut held = Vec::with_capacity(batches.len());
+    let mut outcomes = Vec::with_capacity(batches.len());
+    for (batch, standing) in batches.iter().zip(standings) {
+        outcomes.push(match standing {
+            Standing::Open { records } => {
+                check_count(batch, records)?;
+                held.push(batch);
+                StoreOutcome::Stored
+            }
+            Standing::Ended(Outcome::Stored) => StoreOutcome::AlreadyStored,
+            Standing::Ended(other) => StoreOutcome::Fenced(other),
+        });
+    }
     if held.is_empty() {
         return Ok((outcomes, None));
     }
 
-    check_counts(c, &held)?;
-    pass("store", "counts_checked")?;
     copy_signatures(c, &held)?;
     pass("store", "copied")?;
-    // Before the ring's lock, so that it is held the shorter: who holds the lock of a batch's open use is
-    // alone in changing the batch.
-    let batches: Vec<i64> = held.iter().map(|batch| batch.key_use.batch.0).collect();
-    let changed = c.run_prepared(
-        "UPDATE batches SET state = 'stored', stored_at = clock_timestamp() WHERE id = ANY($1)",
-        &[Bind::Ints(&batches)],
-    )?;
-    expect_rows("batches", held.len(), changed)?;
-    pass("store", "batches_stored")?;
     let ended: Vec<EndedUse> = held.iter().map(|batch| EndedUse::stored(batch)).collect();
-    let last = close_uses(store, c, ring, &ended, Outcome::Stored)?;
+    let last = end_uses(store, c, ring, &ended, Outcome::Stored)?;
+    pass("store", "batches_stored")?;
     Ok((outcomes, Some(last)))
 }
 
-/// Locks those of `uses` that are this node's, in order of fence. For each use: `None` if it is open,
-/// else how it ended.
+/// How a use stands in the database.
+#[derive(Clone, Copy)]
+enum Standing {
+    /// It is this node's, and its batch has so many records.
+    Open {
+        records: u64,
+    },
+    Ended(Outcome),
+}
+
+/// Locks those of `uses` that are this node's, in order of fence; how each of them stands.
 fn lock_uses(
     store: &PgStore,
     c: &mut PgConnection,
     ring: RingId,
     uses: &[KeyUse],
-) -> TxResult<Vec<Option<Outcome>>> {
+) -> TxResult<Vec<Standing>> {
     let mut fences: Vec<i64> = uses.iter().map(|u| u.fence.0.0).collect();
     fences.sort_unstable();
     // Each is looked up by itself: on a small table, a plan for the whole list would read all of them.
     let query = format!(
-        "SELECT u.* FROM unnest($1) f(fence)
+        "SELECT u.*, (SELECT b.record_count FROM batches b WHERE b.id = u.batch_id)
+         FROM unnest($1) f(fence)
          CROSS JOIN LATERAL (SELECT {} FROM key_uses
                              WHERE ring_id = $2 AND fence = f.fence AND node = $3 FOR UPDATE) u",
-        shared::use_columns::<PgConnection>()
+        EndingRow::COLUMNS
     );
     let binds = [Bind::Ints(&fences), Bind::Int(ring.0), Bind::Text(&store.node.0)];
-    let mut outcomes = HashMap::new();
-    for row in c.prepared_rows::<UseRow>(&query, &binds)? {
-        outcomes.insert(row.key_use(), row.outcome()?);
+    let mut standings = HashMap::new();
+    for row in c.prepared_rows::<EndingRow>(&query, &binds)? {
+        let (outcome, records) = row.ending()?;
+        let standing = outcome.map_or(Standing::Open { records }, Standing::Ended);
+        standings.insert(row.key_use(ring), standing);
     }
     // A use that is nowhere was rolled back with the state it belonged to.
-    let outcome = |u| outcomes.get(u).copied().unwrap_or(Some(Outcome::Reclaimed));
-    Ok(uses.iter().map(outcome).collect())
+    let nowhere = Standing::Ended(Outcome::Reclaimed);
+    Ok(uses.iter().map(|u| standings.get(u).copied().unwrap_or(nowhere)).collect())
 }
 
-fn check_counts(c: &mut PgConnection, held: &[&SignedBatch]) -> TxResult<()> {
-    let ids: Vec<i64> = held.iter().map(|batch| batch.key_use.batch.0).collect();
-    let query = format!("SELECT {} FROM batches WHERE id = ANY($1)", BatchRow::COLUMNS);
-    let rows = c.prepared_rows::<BatchRow>(&query, &[Bind::Ints(&ids)])?;
-    let mut expected = HashMap::new();
-    for row in rows {
-        let batch = crate::db::Batch::try_from(row)?;
-        expected.insert(batch.id, u64::from(batch.range.record_count));
+fn check_count(batch: &SignedBatch, expected: u64) -> TxResult<()> {
+    let found = batch.signatures.len() as u64;
+    if expected == found {
+        Ok(())
+    } else {
+        Err(StoreError::Refused(Refusal::Count { expected, found }).into())
     }
-    for batch in held {
-        let expected = expected.get(&batch.key_use.batch).copied().unwrap_or(0);
-        let found = batch.signatures.len() as u64;
-        if expected != found {
-            return Err(StoreError::Refused(Refusal::Count { expected, found }).into());
-        }
-    }
-    Ok(())
 }
 
 /// COPY in the binary format (PostgreSQL's documentation of COPY, "Binary Format").
@@ -159,48 +154,77 @@ impl EndedUse {
     }
 }
 
-/// Takes the ring's lock and ends `uses`, one tick each in their order; the last tick.
-fn close_uses(
+/// Ends `uses`, one tick each in their order, and with [`Outcome::Stored`] their batches too; the last
+/// tick.
+///
+/// One statement, which waits for the ring's lock and then does the rest: each round trip would lengthen the
+/// time for which all nodes wait for that lock. What it changes behind the lock is what is committed by then:
+/// the uses have been locked before, and only who has locked a batch's open use changes the batch; of a key
+/// it changes columns that it reads in the same row, which PostgreSQL takes from the row's latest version.
+fn end_uses(
     store: &PgStore,
     c: &mut PgConnection,
     ring: RingId,
     uses: &[EndedUse],
     outcome: Outcome,
 ) -> TxResult<Tick> {
-    let step = shared::step_of(outcome);
-    let before = take_ticks(store, c, ring, uses.len())?;
-    pass(step, "ticks_taken")?;
     let column = |value: fn(&EndedUse) -> i64| -> Vec<i64> { uses.iter().map(value).collect() };
-    // Found one by one as they were locked, and a locked row stays where it is.
-    let closed = c.run_prepared(
-        "UPDATE key_uses u SET end_tick = $1 + v.n, ended_at = clock_timestamp(), outcome = $2
-         FROM (SELECT f.n, l.place
-               FROM unnest($3) WITH ORDINALITY f(fence, n)
-               CROSS JOIN LATERAL (SELECT ctid AS place FROM key_uses
-                                   WHERE ring_id = $4 AND fence = f.fence LIMIT 1) l) v
-         WHERE u.ctid = v.place",
-        &[
-            Bind::Int(before.0),
-            Bind::Text(outcome.as_str()),
-            Bind::Ints(&column(|ended| ended.key_use.fence.0.0)),
-            Bind::Int(ring.0),
-        ],
-    )?;
-    expect_rows("key_uses", uses.len(), closed)?;
-    pass(step, "uses_closed")?;
-    // No key is open twice, so that none is in the list twice.
-    c.run_prepared(
-        "UPDATE keys SET last_tick = $1 + array_position($2, id),
-                signature_count = signature_count + ($3)[array_position($2, id)]
-         WHERE id = ANY($2)",
-        &[
-            Bind::Int(before.0),
-            Bind::Ints(&column(|ended| ended.key_use.key.0)),
-            Bind::Ints(&column(|ended| ended.signatures)),
-        ],
-    )?;
-    pass(step, "keys_stamped")?;
-    Ok(Tick(before.0 + int(uses.len())))
+    let mut stored = Vec::new();
+    if outcome == Outcome::Stored {
+        stored = column(|ended| ended.key_use.batch.0);
+    }
+    // Nothing is changed in a ring whose tick is lower than one seen. Uses are found one by one as they were
+    // locked, and a locked row stays where it is. No key is open twice, so that none is in the list twice.
+    let statement = "
+        WITH ring AS (
+            UPDATE rings SET tick = tick + $1 WHERE id = $2 AND tick >= $3 RETURNING tick - $1 AS before
+        ), closed AS (
+            UPDATE key_uses u
+            SET end_tick = ring.before + v.n, ended_at = clock_timestamp(), outcome = $4
+            FROM ring, (SELECT f.n, l.place
+                        FROM unnest($5) WITH ORDINALITY f(fence, n)
+                        CROSS JOIN LATERAL (SELECT ctid AS place FROM key_uses
+                                            WHERE ring_id = $2 AND fence = f.fence LIMIT 1) l) v
+            WHERE u.ctid = v.place
+            RETURNING 1
+        ), stamped AS (
+            UPDATE keys SET last_tick = ring.before + array_position($6, id),
+                   signature_count = signature_count + ($7)[array_position($6, id)]
+            FROM ring WHERE id = ANY($6)
+            RETURNING 1
+        ), stored AS (
+            UPDATE batches SET state = 'stored', stored_at = clock_timestamp()
+            FROM ring WHERE id = ANY($8)
+            RETURNING 1
+        )
+        SELECT before, (SELECT count(*) FROM closed) AS uses, (SELECT count(*) FROM stamped) AS keys,
+               (SELECT count(*) FROM stored) AS batches
+        FROM ring";
+    let binds = [
+        Bind::Int(int(uses.len())),
+        Bind::Int(ring.0),
+        Bind::Int(store.seen.highest(ring).0),
+        Bind::Text(outcome.as_str()),
+        Bind::Ints(&column(|ended| ended.key_use.fence.0.0)),
+        Bind::Ints(&column(|ended| ended.key_use.key.0)),
+        Bind::Ints(&column(|ended| ended.signatures)),
+        Bind::Ints(&stored),
+    ];
+    let Some(ended) = c.prepared_rows::<EndedRow>(statement, &binds)?.pop() else {
+        // The database has gone back, which this says.
+        lock_ring(store, c, ring)?;
+        return expect_rows("rings", 1, 0).map(|()| Tick::ZERO);
+    };
+    store.seen.check(ring, Tick(ended.before))?;
+    for (table, expected, found) in [
+        ("key_uses", uses.len(), ended.uses),
+        ("keys", uses.len(), ended.keys),
+        ("batches", stored.len(), ended.batches),
+    ] {
+        expect_rows(table, expected, usize::try_from(found).unwrap_or(usize::MAX))?;
+    }
+    pass(shared::step_of(outcome), "keys_stamped")?;
+    Ok(Tick(ended.before + int(uses.len())))
 }
 
 pub(super) fn expect_rows(table: &str, expected: usize, found: usize) -> TxResult<()> {
@@ -247,14 +271,22 @@ pub(super) fn give_up(
     let all: Vec<KeyUse> = uses.iter().map(|u| u.key_use).collect();
     let standings = lock_uses(store, c, ring, &all)?;
     pass("give_up", "uses_locked")?;
-    let held: Vec<&GiveUp> =
-        uses.iter().zip(&standings).filter(|(_, s)| s.is_none()).map(|(u, _)| u).collect();
-    let outcomes = standings.iter().map(|s| s.unwrap_or(Outcome::Abandoned)).collect();
+    let mut held = Vec::with_capacity(uses.len());
+    let mut outcomes = Vec::with_capacity(uses.len());
+    for (given_up, standing) in uses.iter().zip(standings) {
+        outcomes.push(match standing {
+            Standing::Open { .. } => {
+                held.push(given_up);
+                Outcome::Abandoned
+            }
+            Standing::Ended(outcome) => outcome,
+        });
+    }
     if held.is_empty() {
         return Ok((outcomes, None));
     }
     let ended: Vec<EndedUse> = held.iter().map(|u| EndedUse::in_vain(u.key_use)).collect();
-    let last = close_uses(store, c, ring, &ended, Outcome::Abandoned)?;
+    let last = end_uses(store, c, ring, &ended, Outcome::Abandoned)?;
     for given_up in held {
         fail_batch(store, c, given_up.key_use, given_up.failure.as_deref())?;
     }
@@ -325,7 +357,7 @@ pub(super) fn reclaim(
         return Ok((Reclaimed::default(), ring.tick));
     }
     let uses: Vec<EndedUse> = expired.iter().map(|row| EndedUse::in_vain(row.key_use())).collect();
-    let last = close_uses(store, c, ring.id, &uses, Outcome::Reclaimed)?;
+    let last = end_uses(store, c, ring.id, &uses, Outcome::Reclaimed)?;
     let mut reclaimed = Reclaimed::default();
     for row in expired {
         let failure = format!("the lease of node {} ran out", row.node);

@@ -9,12 +9,13 @@ use diesel::pg::PgConnection;
 use diesel::sql_types::{Array, BigInt};
 use diesel::{QueryResult, RunQueryDsl, sql_query};
 
+use super::endings::expect_rows;
 use super::{CURRENT_XID, PgStore, int, ring_bind};
 use crate::db::models::{
     BatchRow, EdgeRow, FlagRow, PayloadRow, RangeRow, RecordRow, RingRow, ranges,
 };
 use crate::db::shared::{self, Bind, LARGE_BATCH, Session, TxResult};
-use crate::db::{CheckOut, CheckedOut, ClaimedBatch, KeyUse, Ring, Shortage};
+use crate::db::{Batch, CheckOut, CheckedOut, Ring, Shortage};
 use crate::failpoint::pass;
 use crate::types::{BatchRange, Fence, KeyId, Position, Record, RecordId, RingId, Tick};
 
@@ -25,20 +26,6 @@ pub(super) fn lock_ring(store: &PgStore, c: &mut PgConnection, ring: RingId) -> 
     let ring = Ring::try_from(c.prepared_row::<RingRow>(&query, &ring_bind(ring))?)?;
     store.seen.check(ring.id, ring.tick)?;
     Ok(ring)
-}
-
-/// Adds `events` ticks to the ring, which locks its row; the tick before the first of them.
-pub(super) fn take_ticks(
-    store: &PgStore,
-    c: &mut PgConnection,
-    ring: RingId,
-    events: usize,
-) -> TxResult<Tick> {
-    let statement = "UPDATE rings SET tick = tick + $1 WHERE id = $2 RETURNING tick AS value";
-    let after = c.prepared_number(statement, &[Bind::Int(int(events)), Bind::Int(ring.0)])?;
-    let before = Tick(after - int(events));
-    store.seen.check(ring, before)?;
-    Ok(before)
 }
 
 pub(super) fn microseconds(duration: std::time::Duration) -> i64 {
@@ -60,44 +47,25 @@ pub(super) fn check_out(
             ring.tick,
         ));
     }
-    let keys = shared::free_keys(c, ring.id, request.max_batches)?;
+    let (keys, retried) = shared::free_keys_and_retries(c, ring.id, request.max_batches)?;
     pass("check_out", "keys_chosen")?;
-    let mut batches = shared::retry_batches(c, ring.id, keys.len())?;
-    let retried: Vec<i64> = batches.iter().map(|batch| batch.id.0).collect();
-    let fresh = next_ranges(c, &ring, keys.len() - retried.len(), request.batch_size.records())?;
-    pass("check_out", "ranges_chosen")?;
-    let cursor = fresh.last().map_or(ring.cursor, |range| range.high);
-    batches.extend(insert_batches(c, ring.id, &fresh)?);
-    pass("check_out", "batches_inserted")?;
-
-    let claimed: Vec<_> = batches
-        .iter()
-        .zip(&keys)
-        .scan(ring.tick, |tick, (batch, key)| {
-            *tick = tick.next();
-            Some(batch.claimed(Fence(*tick), KeyId(*key)))
-        })
-        .collect();
     if !retried.is_empty() {
-        c.run_prepared(
-            "UPDATE batches SET state = 'open' WHERE id = ANY($1)",
-            &[Bind::Ints(&retried)],
-        )?;
+        let ids: Vec<i64> = retried.iter().map(|batch| batch.id.0).collect();
+        let open = "UPDATE batches SET state = 'open' WHERE id = ANY($1)";
+        let opened = c.run_prepared(open, &[Bind::Ints(&ids)])?;
+        expect_rows("batches", ids.len(), opened)?;
         pass("check_out", "retries_opened")?;
     }
-    let tick = Tick(ring.tick.0 + int(claimed.len()));
-    if !claimed.is_empty() {
-        open_uses(store, c, ring.id, &claimed)?;
-        pass("check_out", "uses_opened")?;
-        c.run_prepared(
-            "UPDATE rings SET tick = $1, cursor_xid = $2, cursor_id = $3 WHERE id = $4",
-            &[
-                Bind::Int(tick.0),
-                Bind::Int(cursor.xid),
-                Bind::Int(cursor.id.0),
-                Bind::Int(ring.id.0),
-            ],
-        )?;
+    let fresh = next_ranges(c, &ring, keys.len() - retried.len(), request.batch_size.records())?;
+    pass("check_out", "ranges_chosen")?;
+    let mut tick = ring.tick;
+    let mut claimed = Vec::new();
+    if !(retried.is_empty() && fresh.is_empty()) {
+        let batches = claim(store, c, &ring, retried, &fresh, &keys)?;
+        claimed.extend(batches.iter().zip(&keys).map(|(batch, key)| {
+            tick = tick.next();
+            batch.claimed(Fence(tick), KeyId(*key))
+        }));
         pass("check_out", "cursor_moved")?;
     }
     let shortage = shared::shortage(c, request, keys.len(), claimed.len())?;
@@ -197,60 +165,64 @@ fn counted_ranges(
     Ok(ranges(&edges, size)?)
 }
 
-fn insert_batches(
+/// Makes batches of the ranges in `fresh`, opens a use of one of `keys` for each batch, those `retried`
+/// first, one tick each, and moves the cursor behind the last; the batches in the order of their uses.
+///
+/// One statement: each round trip lengthens the time for which all nodes wait for the ring's lock.
+fn claim(
+    store: &PgStore,
     c: &mut PgConnection,
-    ring: RingId,
-    ranges: &[BatchRange],
-) -> TxResult<Vec<crate::db::Batch>> {
-    if ranges.is_empty() {
-        return Ok(Vec::new());
-    }
-    let column = |value: fn(&BatchRange) -> i64| ranges.iter().map(value).collect::<Vec<i64>>();
+    ring: &Ring,
+    mut retried: Vec<Batch>,
+    fresh: &[BatchRange],
+    keys: &[i64],
+) -> TxResult<Vec<Batch>> {
+    let column = |value: fn(&BatchRange) -> i64| fresh.iter().map(value).collect::<Vec<i64>>();
+    let ids: Vec<i64> = retried.iter().map(|batch| batch.id.0).collect();
+    let cursor = fresh.last().map_or(ring.cursor, |range| range.high);
+    let tick = ring.tick.0 + int(retried.len() + fresh.len());
     let statement = format!(
-        "INSERT INTO batches (ring_id, low_xid, low_id, high_xid, high_id, record_count, state)
-         SELECT $1, r.*, 'open' FROM unnest($2, $3, $4, $5, $6) r RETURNING {}",
-        BatchRow::COLUMNS
+        "WITH made AS (
+            INSERT INTO batches (ring_id, low_xid, low_id, high_xid, high_id, record_count, state)
+            SELECT $1, r.*, 'open' FROM unnest($2, $3, $4, $5, $6) r RETURNING {columns}
+         ), claimed AS (
+            SELECT n, batch FROM unnest($7) WITH ORDINALITY r(batch, n)
+            UNION ALL
+            SELECT cardinality($7) + row_number() OVER (ORDER BY low_xid, low_id), id FROM made
+         ), opened AS (
+            INSERT INTO key_uses (ring_id, node, expires_at, fence, batch_id, key_id)
+            SELECT $1, $8, clock_timestamp() + $9 * INTERVAL '1 microsecond', $10 + n, batch, ($11)[n]
+            FROM claimed
+         ), moved AS (
+            UPDATE rings SET tick = $12, cursor_xid = $13, cursor_id = $14 WHERE id = $1
+         )
+         SELECT {columns} FROM made",
+        columns = BatchRow::COLUMNS
     );
     let rows = c.prepared_rows::<BatchRow>(
         &statement,
         &[
-            Bind::Int(ring.0),
+            Bind::Int(ring.id.0),
             Bind::Ints(&column(|range| range.low.xid)),
             Bind::Ints(&column(|range| range.low.id.0)),
             Bind::Ints(&column(|range| range.high.xid)),
             Bind::Ints(&column(|range| range.high.id.0)),
             Bind::Ints(&column(|range| range.record_count.into())),
-        ],
-    )?;
-    let mut batches =
-        rows.into_iter().map(crate::db::Batch::try_from).collect::<Result<Vec<_>, _>>()?;
-    batches.sort_by_key(|batch| batch.range.low);
-    Ok(batches)
-}
-
-fn open_uses(
-    store: &PgStore,
-    c: &mut PgConnection,
-    ring: RingId,
-    claimed: &[ClaimedBatch],
-) -> QueryResult<()> {
-    let column = |value: fn(&KeyUse) -> i64| -> Vec<i64> {
-        claimed.iter().map(|batch| value(&batch.key_use)).collect()
-    };
-    c.run_prepared(
-        "INSERT INTO key_uses (ring_id, node, expires_at, fence, batch_id, key_id)
-         SELECT $1, $2, clock_timestamp() + $3 * INTERVAL '1 microsecond', u.*
-         FROM unnest($4, $5, $6) u",
-        &[
-            Bind::Int(ring.0),
+            Bind::Ints(&ids),
             Bind::Text(&store.node.0),
             Bind::Int(microseconds(store.lease)),
-            Bind::Ints(&column(|u| u.fence.0.0)),
-            Bind::Ints(&column(|u| u.batch.0)),
-            Bind::Ints(&column(|u| u.key.0)),
+            Bind::Int(ring.tick.0),
+            Bind::Ints(keys),
+            Bind::Int(tick),
+            Bind::Int(cursor.xid),
+            Bind::Int(cursor.id.0),
         ],
     )?;
-    Ok(())
+    expect_rows("batches", fresh.len(), rows.len())?;
+    let mut made = rows.into_iter().map(Batch::try_from).collect::<Result<Vec<_>, _>>()?;
+    made.sort_by_key(|batch| batch.range.low);
+    retried.append(&mut made);
+    Ok(retried)
 }
 
 // Load

@@ -67,9 +67,8 @@ pub(super) fn check_out(
             ring.tick,
         ));
     }
-    let keys = shared::free_keys(c, ring.id, request.max_batches)?;
+    let (keys, mut batches) = shared::free_keys_and_retries(c, ring.id, request.max_batches)?;
     pass("check_out", "keys_chosen")?;
-    let mut batches = shared::retry_batches(c, ring.id, keys.len())?;
     for batch in &batches {
         c.run_prepared(
             "UPDATE batches SET state = 'open' WHERE id = $1",
