@@ -144,7 +144,7 @@ impl Verifier {
 const MOST_KEYS: usize = 10_000;
 
 /// One bad signature costs the single verification of at most so many; larger batches gain little.
-const VERIFY_CHUNK: usize = 512;
+const VERIFY_CHUNK: usize = 1024;
 
 /// A signature as it was stored, with all that it claims to belong to.
 #[derive(Clone, Copy, Debug)]

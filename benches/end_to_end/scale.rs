@@ -8,6 +8,9 @@ use crate::place::{Place, Seeded};
 use crate::plot::{Panel, panels};
 use crate::table::median;
 
+/// About as many records are checked out and not yet signed.
+const UNDER_WAY: f64 = 16_384.0;
+
 /// How the run stood at one moment.
 #[derive(Clone, Copy)]
 struct Sample {
@@ -83,13 +86,19 @@ fn report(
         records / total.as_secs_f64()
     );
     let [mut rates, mut check_outs, mut memory, mut bytes] = [const { Vec::new() }; 4];
-    let mut last = Duration::ZERO;
+    // What is checked out and not yet signed would count for the first tenth alone.
+    let full = samples.iter().find(|sample| sample.records >= UNDER_WAY).unwrap_or(&samples[0]);
+    let mut last = full.at;
+    let mut low = full.records;
+    let each = (records - low) / 10.0;
     for tenth in 0..10 {
-        let (low, high) = (records * tenth as f64 / 10.0, records * (tenth + 1) as f64 / 10.0);
+        let high = full.records + each * f64::from(tenth + 1);
         let within: Vec<&Sample> =
             samples.iter().filter(|s| s.records > low && s.records <= high).collect();
-        let Some(end) = within.last().map(|sample| sample.at) else { continue };
-        let rate = (within.last().unwrap().records - low) / (end - last).as_secs_f64();
+        let Some(Sample { at: end, records: signed, .. }) = within.last().copied().copied() else {
+            continue;
+        };
+        let rate = (signed - low) / (end - last).as_secs_f64();
         let check_out =
             median(&within.iter().map(|sample| sample.check_out_ms).collect::<Vec<_>>());
         let during = sizes.iter().filter(|size| size.at > last && size.at <= end);
@@ -104,7 +113,7 @@ fn report(
         check_outs.push(check_out);
         memory.push(most);
         bytes.push(size);
-        last = end;
+        (last, low) = (end, signed);
     }
     let ratio = rates.last().unwrap() / rates.first().unwrap();
     let peak = sizes.iter().map(|size| size.peak_kib / 1024.0).fold(0.0, f64::max);
