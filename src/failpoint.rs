@@ -16,7 +16,8 @@
 /// The points: each step of the protocol with its places, in the order in which they are passed.
 ///
 /// Of a transaction, `begun` comes after its BEGIN, and `committed` after its COMMIT, before the
-/// reply is used; the places in between stand after the statement that they are named after.
+/// reply is used; the places in between stand after the statement that does what they say. Where
+/// one statement does several things, only the last of their places is passed.
 pub const POINTS: &[(&str, &[&str])] = &[
     (
         "check_out",
@@ -24,9 +25,9 @@ pub const POINTS: &[(&str, &[&str])] = &[
             "begun",
             "ring_locked",
             "keys_chosen",
+            "retries_opened",
             "ranges_chosen",
             "batches_inserted",
-            "retries_opened",
             "uses_opened",
             "cursor_moved",
             "committed",

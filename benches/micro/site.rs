@@ -69,7 +69,7 @@ impl Site {
             let (batches, _) = site.check_out(8, 500);
             site.store(&site.sign(&batches));
         }
-        site.store.after_intake().unwrap();
+        site.store.analyze().unwrap();
         site
     }
 

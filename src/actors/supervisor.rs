@@ -4,6 +4,7 @@
 //! declared only by the truth in the database, never by the cursor.
 
 mod faults;
+mod keys;
 mod look;
 mod orders;
 mod report;
@@ -59,6 +60,8 @@ pub struct SupervisorSettings {
     pub longest_idle: Duration,
     /// The shortest pause between two searches through all records for what the cursor missed.
     pub look_every: Duration,
+    /// How long some keys that are back wait for others, so that one check-out takes them all.
+    pub key_patience: Duration,
     /// After how long a station that has not answered counts as failed.
     pub watchdog: Duration,
     /// After how many failures of its own the store quarantines a batch, for the log.
@@ -130,13 +133,10 @@ pub struct Supervisor {
     /// When others' transactions may be told again, on the node's clock.
     next_blocker_complaint: Option<Duration>,
     failing_checkouts: Reminder,
-    /// Since when there is work and no free key, on the node's clock.
-    lacks_key_since: Option<Duration>,
     wake_up: Option<SpawnHandle>,
     token: token::TokenWatch,
     in_flight: u32,
-    /// With how many batches in flight there was no free key for one more.
-    enough_for_keys: Option<u32>,
+    keys: keys::KeyWatch,
     share: Share,
     drains: Vec<oneshot::Sender<DrainReport>>,
     finished: Option<oneshot::Sender<Finished>>,
@@ -229,11 +229,10 @@ impl Supervisor {
             next_complaint: None,
             next_blocker_complaint: None,
             failing_checkouts: Reminder::default(),
-            lacks_key_since: None,
             wake_up: None,
             token: token::TokenWatch::default(),
             in_flight: 0,
-            enough_for_keys: None,
+            keys: keys::KeyWatch::default(),
             share,
             drains: Vec::new(),
             finished: Some(finished),
@@ -256,9 +255,7 @@ impl Supervisor {
         let most = self.token.limit(self.share.most());
         // Another ring may have got work, and with it a part of what this one has in flight.
         let mut free = most.saturating_sub(self.in_flight);
-        let enough = self.enough_for_keys.map_or(most, |enough| enough.min(most));
-        let missing = enough.saturating_sub(self.in_flight);
-        if free == 0 || (self.in_flight > 0 && missing < (enough / 4).max(1)) {
+        if free == 0 || (self.in_flight > 0 && free < most / 4) || self.waits_for_keys(context) {
             return;
         }
         if self.in_flight == 0 {
@@ -274,6 +271,7 @@ impl Supervisor {
     }
 
     fn check_out(&mut self, max_batches: u32, context: &mut Context<Self>) {
+        self.keys.no_longer_waits(context);
         let in_flight = self.in_flight;
         let request = self.stations.key_manager.send(CheckOut { max_batches });
         context.spawn(request.into_actor(self).map(move |reply, actor, context| {
@@ -285,8 +283,8 @@ impl Supervisor {
                     if !granted.checkouts.is_empty() {
                         actor.stations.troubles.clear(Place::Waiting);
                     }
-                    actor.note_key_wait(&granted);
-                    actor.note_enough_for_keys(&granted, in_flight);
+                    actor.note_keys(&granted, in_flight);
+                    actor.snapshot.ring_paused = granted.shortage == Some(Shortage::Paused);
                     actor.start(granted, context);
                 }
                 Ok(Err(error)) => actor.could_not(error, context),
@@ -294,33 +292,6 @@ impl Supervisor {
             }
             actor.after_asking(context);
         }));
-    }
-
-    fn note_key_wait(&mut self, granted: &Granted) {
-        let now = self.stations.clock.now();
-        if !granted.checkouts.is_empty()
-            && let Some(since) = self.lacks_key_since.take()
-        {
-            self.stations.timings.key_wait.observe(now.saturating_sub(since).as_secs_f64());
-        }
-        match granted.shortage {
-            Some(Shortage::NoFreeKey) => {
-                self.lacks_key_since.get_or_insert(now);
-            }
-            // Nothing waits for a key any more, or not for one that somebody else has.
-            Some(Shortage::NoWork | Shortage::NoActiveKey | Shortage::Paused) => {
-                self.lacks_key_since = None;
-            }
-            None => {}
-        }
-        self.snapshot.ring_paused = granted.shortage == Some(Shortage::Paused);
-    }
-
-    /// Not how many are in flight now: the keys of those that have ended since it was asked may be free.
-    fn note_enough_for_keys(&mut self, granted: &Granted, in_flight_before: u32) {
-        let came = u32::try_from(granted.checkouts.len()).unwrap_or(u32::MAX);
-        let lacks_key = granted.shortage == Some(Shortage::NoFreeKey);
-        self.enough_for_keys = lacks_key.then(|| in_flight_before.saturating_add(came));
     }
 
     fn after_asking(&mut self, context: &mut Context<Self>) {

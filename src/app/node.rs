@@ -33,6 +33,10 @@ use crate::metrics::Timings;
 use crate::signing::Engine;
 use crate::types::{BatchSize, NodeId, NodeState, Provider};
 
+/// How long keys that are back wait for others: longer than it takes to tell of all batches that one
+/// transaction has ended, and shorter than anybody would notice.
+const KEY_PATIENCE: Duration = Duration::from_millis(20);
+
 /// Whether a node ends when everything is signed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
@@ -391,6 +395,7 @@ impl Shared {
             slice_bytes: self.sizes.slice_bytes,
             longest_idle: Duration::from_millis(if until_done { 500 } else { 1000 }),
             look_every: Duration::from_secs(if until_done { 0 } else { 60 }),
+            key_patience: KEY_PATIENCE,
             watchdog: (lease * 2).max(Duration::from_secs(30)),
             max_attempts: config.lease.max_attempts,
             reports: self.reports.clone(),

@@ -63,9 +63,7 @@ impl Import {
         let report = insert(database.store.as_ref(), &ring, intake, &bar);
         bar.finish_and_clear();
         let report = report?;
-        if report.added > 0 {
-            database.store.after_intake()?;
-        }
+        super::after_intake(database.store.as_ref(), report.added)?;
         output::print_line(&format!(
             "imported {} into ring {} of {} in {}{}",
             output::counted(report.added, "record"),

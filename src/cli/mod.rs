@@ -28,7 +28,7 @@ use clap::{Args, Parser, Subcommand};
 use self::traces::Traces;
 use crate::app::{self, Connected, MissingDatabase, UsageError};
 use crate::config::{Config, ConfigError, Loaded, Overrides, RingNames, process_environment};
-use crate::db::Ring;
+use crate::db::{Ring, Store, StoreError};
 use crate::failpoint;
 use crate::hardening::{self, HardeningError, Protection};
 use crate::types::{NodeId, RingId};
@@ -262,6 +262,23 @@ pub fn main() -> ExitCode {
             ExitCode::from(if usage { 2 } else { 1 })
         }
     }
+}
+
+/// From how many new records on the table is worth a VACUUM, which has to look at its other new pages too.
+const LARGE_INTAKE: u64 = 10_000;
+
+/// Brings the database up to date with so many new records, for the check-outs that follow.
+fn after_intake(store: &dyn Store, records: u64) -> Result<(), StoreError> {
+    if records > 0 {
+        store.analyze()?;
+    }
+    if records >= LARGE_INTAKE
+        && let Err(error) = store.vacuum()
+    {
+        // The records are in, and autovacuum comes to them in a while.
+        tracing::warn!(%error, "could not vacuum the records");
+    }
+    Ok(())
 }
 
 fn dispatch(cli: Cli, traces: &mut Option<Traces>) -> anyhow::Result<Outcome> {

@@ -47,7 +47,7 @@ impl Seed {
     }
 }
 
-/// Inserts `records` records in chunks, and readies the tables for what follows.
+/// Inserts `records` records in chunks, and brings the statistics up to date.
 pub(super) fn seed(
     store: &dyn Store,
     ring: &Ring,
@@ -69,8 +69,6 @@ pub(super) fn seed(
         bar.inc(chunk.len() as u64);
     }
     bar.finish_and_clear();
-    if records > 0 {
-        store.after_intake()?;
-    }
+    super::after_intake(store, records)?;
     Ok(())
 }

@@ -343,8 +343,9 @@ macro_rules! shared_methods {
             &self,
             after: Option<RecordId>,
             max_bytes: usize,
+            each_bytes: usize,
         ) -> Result<Vec<SignedRecord>, StoreError> {
-            self.read_by_index(|c| inspection::signed_records(c, after, max_bytes))
+            self.read_by_index(|c| inspection::signed_records(c, after, max_bytes, each_bytes))
         }
 
         fn batch_keys(&self, batches: &[BatchId]) -> Result<Vec<BatchKey>, StoreError> {

@@ -22,12 +22,15 @@ pub(super) fn signed_records<S: Session>(
     s: &mut S,
     after: Option<RecordId>,
     max_bytes: usize,
+    each_bytes: usize,
 ) -> TxResult<Vec<SignedRecord>> {
     let after = after.map_or(i64::MIN, |record| record.0);
+    let int = |bytes: usize| i64::try_from(bytes).unwrap_or(i64::MAX);
     // A page is empty only at the end.
-    let max_bytes = i64::try_from(max_bytes).unwrap_or(i64::MAX).max(1);
-    // If no payload is larger than its part of the bound, as nearly always, all of them fit. The bounds on
-    // records say what the join implies, so that no plan reads more of them.
+    let max_bytes = int(max_bytes).max(1);
+    // As many as are likely to fit; if none is larger than its part of the bound, all of them do. The bounds
+    // on records say what the join implies, so that no plan reads more of them.
+    let limit = (max_bytes / int(each_bytes).max(1)).clamp(1, SIGNED_PAGE);
     let query = "WITH page AS MATERIALIZED (
                      SELECT record_id, batch_id, signature FROM signatures
                      WHERE record_id > $1 ORDER BY record_id LIMIT $2)
@@ -37,12 +40,13 @@ pub(super) fn signed_records<S: Session>(
                  FROM page s LEFT JOIN records r
                  ON r.id = s.record_id AND r.id > $1 AND r.id <= (SELECT max(record_id) FROM page)
                  ORDER BY s.record_id";
-    let binds = [Bind::Int(after), Bind::Int(SIGNED_PAGE), Bind::Int(max_bytes / SIGNED_PAGE)];
+    let binds = [Bind::Int(after), Bind::Int(limit), Bind::Int(max_bytes / limit)];
     let rows = s.rows::<SmallSignedRow>(query, &binds)?;
-    if rows.iter().any(|row| row.is_left_out) {
-        return signed_records_of_any_size(s, after, max_bytes);
+    if rows.iter().all(|row| !row.is_left_out) {
+        return Ok(rows.into_iter().map(|row| row.signed.into()).collect());
     }
-    Ok(rows.into_iter().map(|row| row.signed.into()).collect())
+    drop(rows);
+    signed_records_of_any_size(s, after, max_bytes)
 }
 
 fn signed_records_of_any_size<S: Session>(

@@ -445,16 +445,21 @@ pub trait Store: Send + Sync + 'static {
     /// [`StoreError::NotFound`], [`StoreError::NotQuarantined`].
     fn retry_batch(&self, batch: BatchId, actor: &str) -> Result<(), StoreError>;
 
-    /// Readies the tables after a large intake: brings the planner's statistics up to date and, on PostgreSQL
-    /// where this role owns them, marks what all can see, so that a checkout reads its index alone.
-    fn after_intake(&self) -> Result<(), StoreError>;
+    /// Brings the planner's statistics up to date after a large intake.
+    fn analyze(&self) -> Result<(), StoreError>;
+
+    /// Marks the records that all can see, so that a checkout reads an index alone; where this role does not own
+    /// them, and on SQLite, it does nothing.
+    fn vacuum(&self) -> Result<(), StoreError>;
 
     /// A page of signatures in order of record id, from behind `after`, with about `max_bytes` of
-    /// payload; empty at the end.
+    /// payload; empty at the end. It is read fastest if none of its payloads has more than `each_bytes`, or
+    /// than a part in thousands of `max_bytes`.
     fn signed_records(
         &self,
         after: Option<RecordId>,
         max_bytes: usize,
+        each_bytes: usize,
     ) -> Result<Vec<SignedRecord>, StoreError>;
 
     /// The stored key use of each batch in `batches` that has one.

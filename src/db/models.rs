@@ -41,7 +41,7 @@ pub(super) struct FlagRow {
     pub(super) value: bool,
 }
 
-/// A key that is free, and whether a batch waits to be tried again.
+/// A key that is free, and whether any batch of the ring waits to be tried again: the same in each row.
 #[derive(QueryableByName)]
 pub(super) struct FreeKeyRow {
     #[diesel(sql_type = BigInt)]
@@ -269,7 +269,7 @@ impl UseRow {
 
 /// A use of this node as PostgreSQL locks it to end it, with the records of its batch.
 #[derive(QueryableByName)]
-pub(super) struct EndingRow {
+pub(super) struct LockedUseRow {
     #[diesel(sql_type = BigInt)]
     fence: i64,
     #[diesel(sql_type = BigInt)]
@@ -282,7 +282,8 @@ pub(super) struct EndingRow {
     record_count: i64,
 }
 
-impl EndingRow {
+impl LockedUseRow {
+    /// Those of `key_uses`.
     pub(super) const COLUMNS: &str = "fence, batch_id, key_id, outcome";
 
     pub(super) fn key_use(&self, ring: RingId) -> KeyUse {
@@ -295,7 +296,7 @@ impl EndingRow {
     }
 
     /// How it ended, and how many records its batch has.
-    pub(super) fn ending(&self) -> Result<(Option<Outcome>, u64), StoreError> {
+    pub(super) fn standing(&self) -> Result<(Option<Outcome>, u64), StoreError> {
         let outcome = self.outcome.as_deref().map(word).transpose()?;
         Ok((outcome, count(self.record_count)?.into()))
     }
@@ -303,7 +304,7 @@ impl EndingRow {
 
 /// What PostgreSQL changed to end uses: the ring's tick before, and how many rows.
 #[derive(QueryableByName)]
-pub(super) struct EndedRow {
+pub(super) struct ChangedRow {
     #[diesel(sql_type = BigInt)]
     pub(super) before: i64,
     #[diesel(sql_type = BigInt)]

@@ -266,20 +266,22 @@ impl Store for PgStore {
         self.pool.state()
     }
 
-    fn after_intake(&self) -> Result<(), StoreError> {
-        // For another role autovacuum does it in a while. Nobody ever removes a record, so that the table's end
-        // stays, and with it everybody's locks.
+    fn analyze(&self) -> Result<(), StoreError> {
+        // Under another name: it may take longer than a lease, and is nobody frozen.
+        let statements = "BEGIN; SET LOCAL application_name = 'chancery-analyze';
+                          SELECT chancery_analyze(); COMMIT";
+        self.read(|c| Ok(c.batch_execute(statements)?))
+    }
+
+    fn vacuum(&self) -> Result<(), StoreError> {
         let is_owner = "SELECT pg_has_role(relowner, 'USAGE') AS value
                         FROM pg_class WHERE oid = 'records'::REGCLASS";
-        let vacuum = "VACUUM (SKIP_LOCKED, TRUNCATE FALSE) records";
-        // Under another name: it may take longer than a lease, and is nobody frozen.
-        let analyze = "BEGIN; SET LOCAL application_name = 'chancery-analyze';
-                       SELECT chancery_analyze(); COMMIT";
         self.read(|c| {
             if c.row::<FlagRow>(is_owner, &[])?.value {
-                c.batch_execute(vacuum)?;
+                // To cut the end of the table off would lock everybody out, and no record is ever removed.
+                c.batch_execute("VACUUM (SKIP_LOCKED, TRUNCATE FALSE) records")?;
             }
-            Ok(c.batch_execute(analyze)?)
+            Ok(())
         })
     }
 

@@ -263,7 +263,7 @@ pub(super) fn free_keys_and_retries<S: Session>(
     );
     let binds = [Bind::Int(ring.0), Bind::Int(limit.into())];
     let rows = s.prepared_rows::<FreeKeyRow>(&query, &binds)?;
-    // There seldom are any, and to ask for them by themselves costs as much as all the rest.
+    // There seldom are any, and to ask for them is a round trip under the ring's lock.
     let retries = match rows.first() {
         Some(row) if row.has_retries => retry_batches(s, ring, rows.len())?,
         _ => Vec::new(),

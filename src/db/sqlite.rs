@@ -301,10 +301,14 @@ impl Store for SqliteStore {
         }
     }
 
-    fn after_intake(&self) -> Result<(), StoreError> {
+    fn analyze(&self) -> Result<(), StoreError> {
         // A sample is enough, and a full ANALYZE reads every index.
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         writer.batch_execute("PRAGMA analysis_limit = 1000; ANALYZE").map_err(classify)
+    }
+
+    fn vacuum(&self) -> Result<(), StoreError> {
+        Ok(())
     }
 
     fn server_version(&self) -> Result<String, StoreError> {

@@ -9,6 +9,9 @@ use crate::types::{BatchId, RecordId, RingId};
 /// About how many bytes of payload a page holds; one record may be larger.
 pub(super) const PAGE_BYTES: usize = 4 * 1024 * 1024;
 
+/// How large a payload is expected to be at the most, beside the mean of the page before.
+const TIMES_THE_MEAN: usize = 2;
+
 /// Some signed records and the keys of their batches.
 pub(super) struct Page {
     pub(super) records: Vec<SignedRecord>,
@@ -31,6 +34,8 @@ pub(super) struct SignedPages<'a> {
     /// Only what is of these rings, if any are named.
     rings: Option<&'a [RingId]>,
     max_bytes: usize,
+    /// What few payloads of the next page are likely to exceed.
+    each_bytes: usize,
     after: Option<RecordId>,
     /// The keys of the page before: a batch often goes on in the next page.
     keys: HashMap<BatchId, Arc<BatchKey>>,
@@ -38,15 +43,17 @@ pub(super) struct SignedPages<'a> {
 
 impl<'a> SignedPages<'a> {
     pub(super) fn new(store: &'a dyn Store, rings: Option<&'a [RingId]>, max_bytes: usize) -> Self {
-        SignedPages { store, rings, max_bytes, after: None, keys: HashMap::new() }
+        SignedPages { store, rings, max_bytes, each_bytes: 0, after: None, keys: HashMap::new() }
     }
 
     /// The next page, which may be left with no record of the rings; `None` after the last. A record
     /// whose batch has no key is of every ring: it must not be passed over.
     pub(super) fn next_page(&mut self) -> Result<Option<Page>, StoreError> {
-        let mut records = self.store.signed_records(self.after, self.max_bytes)?;
+        let mut records = self.store.signed_records(self.after, self.max_bytes, self.each_bytes)?;
         let Some(last) = records.last() else { return Ok(None) };
         self.after = Some(last.record);
+        let bytes: usize = records.iter().filter_map(|r| Some(r.payload.as_ref()?.len())).sum();
+        self.each_bytes = TIMES_THE_MEAN * bytes / records.len();
 
         let batches: BTreeSet<BatchId> = records.iter().map(|record| record.batch).collect();
         self.keys.retain(|batch, _| batches.contains(batch));

@@ -23,10 +23,11 @@ const ASIDE: [&str; 5] = ["report", "keys", "rewrap", "intake", "admin"];
 const POSTGRES_ONLY: [&str; 3] = ["store.copying", "give_up.uses_locked", "reclaim.uses_found"];
 
 /// What PostgreSQL does in one statement.
-const SQLITE_ONLY: [&str; 5] = [
+const SQLITE_ONLY: [&str; 6] = [
     "check_out.batches_inserted",
     "check_out.uses_opened",
     "store.uses_closed",
+    "store.batches_stored",
     "give_up.uses_closed",
     "reclaim.uses_closed",
 ];

@@ -11,8 +11,7 @@ impl Handler<Nudge> for Supervisor {
 
     fn handle(&mut self, _: Nudge, context: &mut Self::Context) {
         self.idle = SHORTEST_IDLE;
-        // There may be other keys, too.
-        self.enough_for_keys = None;
+        self.keys.forget();
         self.pump(context);
     }
 }

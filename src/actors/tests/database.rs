@@ -173,7 +173,7 @@ impl Database {
         let mut signed = Vec::new();
         while let page = self
             .store
-            .signed_records(signed.last().map(|one: &SignedRecord| one.record), 1 << 20)
+            .signed_records(signed.last().map(|one: &SignedRecord| one.record), 1 << 20, 0)
             .unwrap()
             && !page.is_empty()
         {

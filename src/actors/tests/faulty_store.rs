@@ -326,8 +326,9 @@ impl Store for FaultyStore {
         fn due_keys(&self, ring: RingId, retirement: &Retirement, limit: u32) -> Result<Vec<DueKey>, StoreError>;
         fn replace_keys(&self, ring: RingId, due: &[DueKey], actor: &str, make: &mut dyn FnMut(KeyId) -> Result<NewKey, MakeKeyError>,
     ) -> Result<u32, StoreError>;
-        fn after_intake(&self) -> Result<(), StoreError>;
-        fn signed_records(&self, after: Option<RecordId>, max_bytes: usize) -> Result<Vec<SignedRecord>, StoreError>;
+        fn analyze(&self) -> Result<(), StoreError>;
+        fn vacuum(&self) -> Result<(), StoreError>;
+        fn signed_records(&self, after: Option<RecordId>, max_bytes: usize, each_bytes: usize) -> Result<Vec<SignedRecord>, StoreError>;
         fn batch_keys(&self, batches: &[BatchId]) -> Result<Vec<BatchKey>, StoreError>;
         fn history(&self, ring: RingId, after: Tick, until: Tick, limit: u32) -> Result<Vec<Event>, StoreError>;
         fn batches(&self, after: Option<BatchId>, limit: u32) -> Result<Vec<Batch>, StoreError>;

@@ -127,7 +127,8 @@ async fn a_node_that_has_all_keys_asks_for_more_when_a_quarter_of_them_are_back(
         b"record 5" => Some(SignFault::Wait(second)),
         _ => Some(SignFault::Wait(rest)),
     });
-    let node = TestNode::start(&database, Plan { max_in_flight: 16, ..Plan::default() });
+    let plan = Plan { max_in_flight: 16, key_patience: LONG, ..Plan::default() };
+    let node = TestNode::start(&database, plan);
     node.until("all keys are in use", |snapshot| snapshot.in_flight == 8).await;
     let checkouts = database.store.calls(Call::CheckOut);
     first.open();
@@ -140,6 +141,26 @@ async fn a_node_that_has_all_keys_asks_for_more_when_a_quarter_of_them_are_back(
     })
     .await;
     assert_eq!(database.store.calls(Call::CheckOut), checkouts + 1);
+    rest.open();
+    node.finish_done().await;
+    database.assert_all_signed(60);
+}
+
+#[actix::test]
+async fn a_key_that_is_back_alone_does_not_wait_for_others_for_long() {
+    let database = Database::new(8, 60);
+    let (first, rest) = (Gate::closed(), Gate::closed());
+    database.signing.on_slice(|records| match records[0].payload.as_slice() {
+        b"record 0" => Some(SignFault::Wait(first)),
+        _ => Some(SignFault::Wait(rest)),
+    });
+    let node = TestNode::start(&database, Plan { max_in_flight: 16, ..Plan::default() });
+    node.until("all keys are in use", |snapshot| snapshot.in_flight == 8).await;
+    first.open();
+    node.until("its key is in use again", |snapshot| {
+        snapshot.stored_batches == 1 && snapshot.in_flight == 8
+    })
+    .await;
     rest.open();
     node.finish_done().await;
     database.assert_all_signed(60);

@@ -67,12 +67,14 @@ fn signed_records_come_in_pages_bounded_in_bytes<F: Fixture>(f: &F) {
     store.insert_records(RING, &new).unwrap();
     f.settle();
     sign_all(f, &*store, RING, 3);
-    for max_bytes in [0, 1, 150, 6000, usize::MAX] {
+    for (max_bytes, each_bytes) in [0, 1, 150, 6000, usize::MAX].into_iter().flat_map(|max_bytes| {
+        [0, 1, 100, 5000, usize::MAX].map(|each_bytes| (max_bytes, each_bytes))
+    }) {
         let mut found = Vec::new();
         let mut pages = 0;
         loop {
             let after = found.last().map(|(record, _, _): &(RecordId, _, _)| *record);
-            let page = store.signed_records(after, max_bytes).unwrap();
+            let page = store.signed_records(after, max_bytes, each_bytes).unwrap();
             if page.is_empty() {
                 break;
             }
@@ -87,11 +89,13 @@ fn signed_records_come_in_pages_bounded_in_bytes<F: Fixture>(f: &F) {
         let contents: Vec<_> = found.into_iter().map(|(_, id, p)| (id, p.unwrap())).collect();
         let expected: Vec<_> =
             new.iter().map(|n| (n.external_id.clone(), n.payload.clone())).collect();
-        assert!(contents == expected, "in pages of {max_bytes} bytes");
-        assert_eq!(pages == 1, max_bytes >= 6000, "{pages} pages of {max_bytes} bytes");
+        assert!(contents == expected, "in pages of {max_bytes} bytes, of {each_bytes} each");
+        if each_bytes == 0 {
+            assert_eq!(pages == 1, max_bytes >= 6000, "{pages} pages of {max_bytes} bytes");
+        }
     }
     // The batch that it names is the one the table has.
-    for signed in store.signed_records(None, usize::MAX).unwrap() {
+    for signed in store.signed_records(None, usize::MAX, 0).unwrap() {
         let query =
             format!("SELECT batch_id AS value FROM signatures WHERE record_id = {}", signed.record);
         assert_eq!(f.number(&query), signed.batch.0);

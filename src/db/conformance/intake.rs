@@ -39,7 +39,7 @@ fn records_keep_their_bytes_and_their_external_ids<F: Fixture>(f: &F) {
     assert_eq!(store.record_count(RING).unwrap(), 4);
     f.settle();
     sign_all(f, &*store, RING, 10);
-    let signed = store.signed_records(None, usize::MAX).unwrap();
+    let signed = store.signed_records(None, usize::MAX, 0).unwrap();
     let mut found: Vec<_> =
         signed.into_iter().map(|s| (s.external_id, s.payload.unwrap())).collect();
     let mut expected: Vec<_> = new.into_iter().map(|n| (n.external_id, n.payload)).collect();
@@ -61,8 +61,12 @@ fn a_known_external_id_is_compared_and_never_changed<F: Fixture>(f: &F) {
     let after = store.insert_records(RING, &[record("x", b"1"), record("x", b"2")]).unwrap();
     let expected = Inserted { added: 0, unchanged: 1, conflicts: vec![1] };
     assert_eq!(after, expected, "signed records are compared, too");
-    let payloads: Vec<_> =
-        store.signed_records(None, 1000).unwrap().into_iter().map(|s| s.payload.unwrap()).collect();
+    let payloads: Vec<_> = store
+        .signed_records(None, 1000, 0)
+        .unwrap()
+        .into_iter()
+        .map(|s| s.payload.unwrap())
+        .collect();
     assert_eq!(payloads, [b"1", b"2", b"3"]);
     assert_signed(f, &*store, RING, 3);
 }

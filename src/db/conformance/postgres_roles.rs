@@ -53,7 +53,8 @@ fn the_runtime_role_brings_the_planner_up_to_date_after_intake() {
     let (f, url) = with_role();
     let store = PgStore::open(&url, &options("a")).unwrap();
     insert(&f, &store, RING, 500);
-    store.after_intake().unwrap();
+    store.analyze().unwrap();
+    store.vacuum().unwrap();
     let estimate = "SELECT reltuples::BIGINT AS value FROM pg_class WHERE relname = 'records'";
     assert_eq!(f.number(estimate), 500);
     let vacuumed =

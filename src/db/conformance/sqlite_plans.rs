@@ -68,7 +68,7 @@ fn no_statement_of_the_work_reads_all_that_has_been_signed() {
     let store = f.open("a");
     add_keys(&*store, RING, 4);
     insert(&f, &*store, RING, 200);
-    store.after_intake().unwrap();
+    store.analyze().unwrap();
 
     for batch_size in [1, 50] {
         let batches = check_out(&*store, RING, 4, batch_size).batches;

@@ -2,8 +2,7 @@
 //! of them off.
 //!
 //! Lock order as everywhere: `key_uses` by fence, then the ring's row, then batches and keys. Who
-//! holds the ring's row first locks `key_uses` only with SKIP LOCKED. A batch whose open use is locked may be
-//! changed before the ring's row is locked: nobody else changes it meanwhile.
+//! holds the ring's row first locks `key_uses` only with SKIP LOCKED.
 
 use std::collections::HashMap;
 
@@ -12,7 +11,7 @@ use diesel::pg::{CopyFormat, PgConnection};
 
 use super::protocol::{lock_ring, microseconds};
 use super::{PgStore, int, ring_bind};
-use crate::db::models::{EndedRow, EndingRow, NumberRow, UseRow};
+use crate::db::models::{ChangedRow, LockedUseRow, NumberRow, UseRow};
 use crate::db::shared::{self, Bind, Session, TxResult};
 use crate::db::{
     GiveUp, KeyUse, ReclaimScope, Reclaimed, Refusal, SignedBatch, StoreError, StoreOutcome, schema,
@@ -50,7 +49,6 @@ pub(super) fn store_batches(
     pass("store", "copied")?;
     let ended: Vec<EndedUse> = held.iter().map(|batch| EndedUse::stored(batch)).collect();
     let last = end_uses(store, c, ring, &ended, Outcome::Stored)?;
-    pass("store", "batches_stored")?;
     Ok((outcomes, Some(last)))
 }
 
@@ -75,16 +73,17 @@ fn lock_uses(
     fences.sort_unstable();
     // Each is looked up by itself: on a small table, a plan for the whole list would read all of them.
     let query = format!(
-        "SELECT u.*, (SELECT b.record_count FROM batches b WHERE b.id = u.batch_id)
+        "SELECT u.*, coalesce((SELECT b.record_count FROM batches b WHERE b.id = u.batch_id), 0)
+                     AS record_count
          FROM unnest($1) f(fence)
          CROSS JOIN LATERAL (SELECT {} FROM key_uses
                              WHERE ring_id = $2 AND fence = f.fence AND node = $3 FOR UPDATE) u",
-        EndingRow::COLUMNS
+        LockedUseRow::COLUMNS
     );
     let binds = [Bind::Ints(&fences), Bind::Int(ring.0), Bind::Text(&store.node.0)];
     let mut standings = HashMap::new();
-    for row in c.prepared_rows::<EndingRow>(&query, &binds)? {
-        let (outcome, records) = row.ending()?;
+    for row in c.prepared_rows::<LockedUseRow>(&query, &binds)? {
+        let (outcome, records) = row.standing()?;
         let standing = outcome.map_or(Standing::Open { records }, Standing::Ended);
         standings.insert(row.key_use(ring), standing);
     }
@@ -173,58 +172,62 @@ fn end_uses(
     if outcome == Outcome::Stored {
         stored = column(|ended| ended.key_use.batch.0);
     }
-    // Nothing is changed in a ring whose tick is lower than one seen. Uses are found one by one as they were
-    // locked, and a locked row stays where it is. No key is open twice, so that none is in the list twice.
+    let seen = store.seen.highest(ring);
+    // In a database that has gone back nothing is changed: a constraint would refuse it, and the batch would
+    // be blamed. Uses are found one by one as they were locked, and a locked row stays where it is. No key
+    // is open twice, so that none is in the list twice.
     let statement = "
-        WITH ring AS (
+        WITH ticked AS (
             UPDATE rings SET tick = tick + $1 WHERE id = $2 AND tick >= $3 RETURNING tick - $1 AS before
         ), closed AS (
             UPDATE key_uses u
-            SET end_tick = ring.before + v.n, ended_at = clock_timestamp(), outcome = $4
-            FROM ring, (SELECT f.n, l.place
-                        FROM unnest($5) WITH ORDINALITY f(fence, n)
-                        CROSS JOIN LATERAL (SELECT ctid AS place FROM key_uses
-                                            WHERE ring_id = $2 AND fence = f.fence LIMIT 1) l) v
-            WHERE u.ctid = v.place
+            SET end_tick = ticked.before + found.n, ended_at = clock_timestamp(), outcome = $4
+            FROM ticked, (SELECT listed.n, at.place
+                          FROM unnest($5) WITH ORDINALITY listed(fence, n)
+                          CROSS JOIN LATERAL (SELECT ctid AS place FROM key_uses
+                                              WHERE ring_id = $2 AND fence = listed.fence LIMIT 1) at
+                         ) found
+            WHERE u.ctid = found.place
             RETURNING 1
         ), stamped AS (
-            UPDATE keys SET last_tick = ring.before + array_position($6, id),
+            UPDATE keys SET last_tick = ticked.before + array_position($6, id),
                    signature_count = signature_count + ($7)[array_position($6, id)]
-            FROM ring WHERE id = ANY($6)
+            FROM ticked WHERE id = ANY($6)
             RETURNING 1
         ), stored AS (
             UPDATE batches SET state = 'stored', stored_at = clock_timestamp()
-            FROM ring WHERE id = ANY($8)
+            FROM ticked WHERE id = ANY($8)
             RETURNING 1
         )
         SELECT before, (SELECT count(*) FROM closed) AS uses, (SELECT count(*) FROM stamped) AS keys,
                (SELECT count(*) FROM stored) AS batches
-        FROM ring";
+        FROM ticked";
     let binds = [
         Bind::Int(int(uses.len())),
         Bind::Int(ring.0),
-        Bind::Int(store.seen.highest(ring).0),
+        Bind::Int(seen.0),
         Bind::Text(outcome.as_str()),
         Bind::Ints(&column(|ended| ended.key_use.fence.0.0)),
         Bind::Ints(&column(|ended| ended.key_use.key.0)),
         Bind::Ints(&column(|ended| ended.signatures)),
         Bind::Ints(&stored),
     ];
-    let Some(ended) = c.prepared_rows::<EndedRow>(statement, &binds)?.pop() else {
-        // The database has gone back, which this says.
-        lock_ring(store, c, ring)?;
-        return expect_rows("rings", 1, 0).map(|()| Tick::ZERO);
+    let Some(changed) = c.prepared_rows::<ChangedRow>(statement, &binds)?.pop() else {
+        let tick = "SELECT tick AS value FROM rings WHERE id = $1";
+        let now = Tick(c.number(tick, &ring_bind(ring))?);
+        return Err(StoreError::RolledBack { ring, seen, now }.into());
     };
-    store.seen.check(ring, Tick(ended.before))?;
+    // What other threads have seen while it waited counts too.
+    store.seen.check(ring, Tick(changed.before))?;
     for (table, expected, found) in [
-        ("key_uses", uses.len(), ended.uses),
-        ("keys", uses.len(), ended.keys),
-        ("batches", stored.len(), ended.batches),
+        ("key_uses", uses.len(), changed.uses),
+        ("keys", uses.len(), changed.keys),
+        ("batches", stored.len(), changed.batches),
     ] {
         expect_rows(table, expected, usize::try_from(found).unwrap_or(usize::MAX))?;
     }
     pass(shared::step_of(outcome), "keys_stamped")?;
-    Ok(Tick(ended.before + int(uses.len())))
+    Ok(Tick(changed.before + int(uses.len())))
 }
 
 pub(super) fn expect_rows(table: &str, expected: usize, found: usize) -> TxResult<()> {

@@ -2,8 +2,7 @@
 //! of an idle node. How key uses end stands in `endings.rs`.
 //!
 //! Lock order, everywhere: `key_uses` by fence, then the ring's row, then batches and keys. Who
-//! holds the ring's row first locks `key_uses` only with SKIP LOCKED. A batch whose open use is locked may be
-//! changed before the ring's row is locked: nobody else changes it meanwhile.
+//! holds the ring's row first locks `key_uses` only with SKIP LOCKED.
 
 use diesel::pg::PgConnection;
 use diesel::sql_types::{Array, BigInt};
