@@ -14,8 +14,8 @@ use diesel::connection::SimpleConnection;
 use diesel::pg::CopyFormat;
 use diesel::prelude::*;
 
-use crate::Load;
 use crate::place::{Place, Url};
+use crate::{Load, UNDER_WAY};
 
 mod schema {
     diesel::table! {
@@ -61,7 +61,7 @@ impl Bare {
     /// Signs every record; records a second.
     pub(crate) fn sign(&self, place: &Place<'_>, load: Load) -> f64 {
         // As many records under way as the program has.
-        let depth = 16_384_usize.div_ceil(load.batch_size).clamp(2, 256);
+        let depth = UNDER_WAY.div_ceil(load.batch_size).clamp(2, 256);
         let (to_sign, unsigned) = sync_channel::<Vec<Record>>(depth);
         let (to_store, signed) = sync_channel::<Signed>(depth);
         let unsigned = Arc::new(Mutex::new(unsigned));

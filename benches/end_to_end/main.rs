@@ -67,6 +67,9 @@ struct Arguments {
     bench: bool,
 }
 
+/// About as many records the program has checked out and not yet stored.
+pub(crate) const UNDER_WAY: usize = 16_384;
+
 /// One point of an axis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Load {

@@ -4,12 +4,10 @@ use std::io::{BufRead, BufReader};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::UNDER_WAY;
 use crate::place::{Place, Seeded};
 use crate::plot::{Panel, panels};
 use crate::table::median;
-
-/// About as many records are checked out and not yet signed.
-const UNDER_WAY: f64 = 16_384.0;
 
 /// How the run stood at one moment.
 #[derive(Clone, Copy)]
@@ -87,7 +85,8 @@ fn report(
     );
     let [mut rates, mut check_outs, mut memory, mut bytes] = [const { Vec::new() }; 4];
     // What is checked out and not yet signed would count for the first tenth alone.
-    let full = samples.iter().find(|sample| sample.records >= UNDER_WAY).unwrap_or(&samples[0]);
+    let is_full = |sample: &&Sample| sample.records >= UNDER_WAY as f64;
+    let full = samples.iter().find(is_full).unwrap_or(&samples[0]);
     let mut last = full.at;
     let mut low = full.records;
     let each = (records - low) / 10.0;
@@ -95,9 +94,7 @@ fn report(
         let high = full.records + each * f64::from(tenth + 1);
         let within: Vec<&Sample> =
             samples.iter().filter(|s| s.records > low && s.records <= high).collect();
-        let Some(Sample { at: end, records: signed, .. }) = within.last().copied().copied() else {
-            continue;
-        };
+        let Some(&&Sample { at: end, records: signed, .. }) = within.last() else { continue };
         let rate = (signed - low) / (end - last).as_secs_f64();
         let check_out =
             median(&within.iter().map(|sample| sample.check_out_ms).collect::<Vec<_>>());

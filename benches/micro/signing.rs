@@ -37,7 +37,8 @@ pub(crate) fn sign(criterion: &mut Criterion) {
 pub(crate) fn verify(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("verify");
 
-    for (keys, what) in [(1, "1024 of one key"), (100, "1024 of 100 keys")] {
+    for (keys, what) in [(1, format!("{CHUNK} of one key")), (100, format!("{CHUNK} of 100 keys"))]
+    {
         let signed = sign_in_turn(CHUNK, keys);
         let items: Vec<Verifiable<'_>> = signed.iter().map(Signed::verifiable).collect();
         group.throughput(Throughput::Elements(CHUNK as u64));

@@ -267,38 +267,18 @@ impl UseRow {
     }
 }
 
-/// A use of this node as PostgreSQL locks it to end it, with the records of its batch.
+/// A use as PostgreSQL locks it to end it, with the records of its batch.
 #[derive(QueryableByName)]
 pub(super) struct LockedUseRow {
-    #[diesel(sql_type = BigInt)]
-    fence: i64,
-    #[diesel(sql_type = BigInt)]
-    batch_id: i64,
-    #[diesel(sql_type = BigInt)]
-    key_id: i64,
-    #[diesel(sql_type = Nullable<Text>)]
-    outcome: Option<String>,
+    #[diesel(embed)]
+    pub(super) of: UseRow,
     #[diesel(sql_type = BigInt)]
     record_count: i64,
 }
 
 impl LockedUseRow {
-    /// Those of `key_uses`.
-    pub(super) const COLUMNS: &str = "fence, batch_id, key_id, outcome";
-
-    pub(super) fn key_use(&self, ring: RingId) -> KeyUse {
-        KeyUse {
-            ring,
-            fence: Fence(Tick(self.fence)),
-            batch: BatchId(self.batch_id),
-            key: KeyId(self.key_id),
-        }
-    }
-
-    /// How it ended, and how many records its batch has.
-    pub(super) fn standing(&self) -> Result<(Option<Outcome>, u64), StoreError> {
-        let outcome = self.outcome.as_deref().map(word).transpose()?;
-        Ok((outcome, count(self.record_count)?.into()))
+    pub(super) fn records(&self) -> Result<u64, StoreError> {
+        Ok(count(self.record_count)?.into())
     }
 }
 

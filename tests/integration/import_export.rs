@@ -351,3 +351,23 @@ fn a_stream_of_any_size_is_imported_in_constant_memory(site: Site) {
     let sum = format!("SELECT sum({length}(payload)) AS value FROM records");
     assert_eq!(site.database.number(&sum).unsigned_abs(), bytes);
 }
+
+#[test]
+fn a_large_intake_on_postgres_ends_with_a_vacuum_and_a_small_one_does_not() {
+    let site = Site::postgres().with(0, 9_999);
+    site.database.execute("ALTER TABLE records SET (autovacuum_enabled = FALSE)");
+    let pages = |column: &str| {
+        let query = "AS value FROM pg_class WHERE relname = 'records'";
+        site.database.number(&format!("SELECT {column}::BIGINT {query}"))
+    };
+    assert_eq!(pages("relallvisible"), 0);
+    site.seed(10_000);
+    assert!(pages("relpages") > 100);
+    assert_eq!(pages("relallvisible"), pages("relpages"), "after seed");
+    let lines: String = (0..10_000).map(|n| format!("line {n}\n")).collect();
+    let file = site.path("many.txt");
+    fs::write(&file, lines).unwrap();
+    site.run(&["import", &file.display().to_string(), "--format", "lines"]).expect_code(0);
+    assert_eq!(pages("relallvisible"), pages("relpages"), "after import");
+    assert_eq!(pages("reltuples"), 29_999);
+}

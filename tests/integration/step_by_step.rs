@@ -109,26 +109,15 @@ fn start(site: &Site, failpoints: &str) -> Running {
     site.start_command(command)
 }
 
-/// Every point of the protocol and the actors, of `steps` if that names any.
-fn points(steps: &[&str]) -> Vec<String> {
+/// Every point of the protocol and the actors, of `steps` if that names any, but for those that are `elsewhere`.
+fn points(steps: &[&str], elsewhere: &[&str]) -> Vec<String> {
     let known = |step: &&str| POINTS.iter().any(|(name, _)| name == step);
     assert!(steps.iter().all(known), "{steps:?}");
     let wanted = POINTS.iter().filter(|(step, _)| {
         if steps.is_empty() { !ASIDE.contains(step) } else { steps.contains(step) }
     });
-    wanted.flat_map(|(step, places)| places.iter().map(move |p| format!("{step}.{p}"))).collect()
-}
-
-fn points_on_postgres(steps: &[&str]) -> Vec<String> {
-    let mut points = points(steps);
-    points.retain(|point| !SQLITE_ONLY.contains(&point.as_str()));
-    points
-}
-
-fn points_on_sqlite(steps: &[&str]) -> Vec<String> {
-    let mut points = points(steps);
-    points.retain(|point| !POSTGRES_ONLY.contains(&point.as_str()));
-    points
+    let all = wanted.flat_map(|(step, places)| places.iter().map(move |p| format!("{step}.{p}")));
+    all.filter(|point| !elsewhere.contains(&point.as_str())).collect()
 }
 
 /// Tries `points` a few at a time, each on a site of its own. All are prepared before the first
@@ -186,7 +175,7 @@ fn a_zombie(site: &Site, point: &str, records: i64) {
 /// Zombies on a server of their own: a transaction stopped in the middle holds up all its databases.
 fn zombies(steps: &[&str]) {
     let server = testkit::Postgres::start().unwrap();
-    each_on(|| Site::on_server(&server), &points_on_postgres(steps), a_zombie);
+    each_on(|| Site::on_server(&server), &points(steps, &SQLITE_ONLY), a_zombie);
 }
 
 #[test]
@@ -224,12 +213,12 @@ fn a_death(site: &Site, point: &str, records: i64) {
 
 #[test]
 fn a_node_killed_at_any_point_loses_nothing_on_postgres() {
-    each_on(Site::postgres, &points_on_postgres(&[]), a_death);
+    each_on(Site::postgres, &points(&[], &SQLITE_ONLY), a_death);
 }
 
 #[test]
 fn a_node_killed_at_any_point_loses_nothing_on_sqlite() {
-    each_on(Site::sqlite, &points_on_sqlite(&[]), a_death);
+    each_on(Site::sqlite, &points(&[], &POSTGRES_ONLY), a_death);
 }
 
 /// The database seems to fail there, once; after a COMMIT this is a lost reply.
@@ -251,12 +240,12 @@ const ASKING: [&str; 7] = ["check_out", "load", "store", "give_up", "reclaim", "
 
 #[test]
 fn a_database_that_fails_once_at_any_step_is_asked_again_on_postgres() {
-    each_on(Site::postgres, &points_on_postgres(&ASKING), a_failure);
+    each_on(Site::postgres, &points(&ASKING, &SQLITE_ONLY), a_failure);
 }
 
 #[test]
 fn a_database_that_fails_once_at_any_step_is_asked_again_on_sqlite() {
-    each_on(Site::sqlite, &points_on_sqlite(&ASKING), a_failure);
+    each_on(Site::sqlite, &points(&ASKING, &POSTGRES_ONLY), a_failure);
 }
 
 #[test]

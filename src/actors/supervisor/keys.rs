@@ -25,6 +25,7 @@ impl KeyWatch {
         self.most = None;
     }
 
+    /// A check-out takes what is back.
     pub(super) fn no_longer_waits(&mut self, context: &mut Context<Supervisor>) {
         if let Some(patience) = self.patience.take() {
             context.cancel_future(patience);

@@ -118,18 +118,28 @@ async fn a_key_that_comes_back_while_a_checkout_is_under_way_is_not_forgotten() 
     database.assert_all_signed(30);
 }
 
-#[actix::test]
-async fn a_node_that_has_all_keys_asks_for_more_when_a_quarter_of_them_are_back() {
-    let database = Database::new(8, 60);
-    let (first, second, rest) = (Gate::closed(), Gate::closed(), Gate::closed());
+/// A node with eight batches in flight, as many as there are keys and half as many as it may have; the
+/// first two wait for gates of their own, the others for the last.
+async fn with_all_keys_in_use(
+    database: &Database,
+    key_patience: Duration,
+) -> (TestNode<'_>, [&'static Gate; 3]) {
+    let [first, second, rest] = std::array::from_fn(|_| Gate::closed());
     database.signing.on_slice(|records| match records[0].payload.as_slice() {
         b"record 0" => Some(SignFault::Wait(first)),
         b"record 5" => Some(SignFault::Wait(second)),
         _ => Some(SignFault::Wait(rest)),
     });
-    let plan = Plan { max_in_flight: 16, key_patience: LONG, ..Plan::default() };
-    let node = TestNode::start(&database, plan);
+    let plan = Plan { max_in_flight: 16, key_patience, ..Plan::default() };
+    let node = TestNode::start(database, plan);
     node.until("all keys are in use", |snapshot| snapshot.in_flight == 8).await;
+    (node, [first, second, rest])
+}
+
+#[actix::test]
+async fn a_node_that_has_all_keys_asks_for_more_when_a_quarter_of_them_are_back() {
+    let database = Database::new(8, 60);
+    let (node, [first, second, rest]) = with_all_keys_in_use(&database, LONG).await;
     let checkouts = database.store.calls(Call::CheckOut);
     first.open();
     node.until("one is back", |snapshot| snapshot.stored_batches == 1).await;
@@ -149,18 +159,14 @@ async fn a_node_that_has_all_keys_asks_for_more_when_a_quarter_of_them_are_back(
 #[actix::test]
 async fn a_key_that_is_back_alone_does_not_wait_for_others_for_long() {
     let database = Database::new(8, 60);
-    let (first, rest) = (Gate::closed(), Gate::closed());
-    database.signing.on_slice(|records| match records[0].payload.as_slice() {
-        b"record 0" => Some(SignFault::Wait(first)),
-        _ => Some(SignFault::Wait(rest)),
-    });
-    let node = TestNode::start(&database, Plan { max_in_flight: 16, ..Plan::default() });
-    node.until("all keys are in use", |snapshot| snapshot.in_flight == 8).await;
+    let short = Duration::from_millis(1);
+    let (node, [first, second, rest]) = with_all_keys_in_use(&database, short).await;
     first.open();
     node.until("its key is in use again", |snapshot| {
         snapshot.stored_batches == 1 && snapshot.in_flight == 8
     })
     .await;
+    second.open();
     rest.open();
     node.finish_done().await;
     database.assert_all_signed(60);

@@ -78,14 +78,13 @@ fn lock_uses(
          FROM unnest($1) f(fence)
          CROSS JOIN LATERAL (SELECT {} FROM key_uses
                              WHERE ring_id = $2 AND fence = f.fence AND node = $3 FOR UPDATE) u",
-        LockedUseRow::COLUMNS
+        shared::use_columns::<PgConnection>()
     );
     let binds = [Bind::Ints(&fences), Bind::Int(ring.0), Bind::Text(&store.node.0)];
     let mut standings = HashMap::new();
     for row in c.prepared_rows::<LockedUseRow>(&query, &binds)? {
-        let (outcome, records) = row.standing()?;
-        let standing = outcome.map_or(Standing::Open { records }, Standing::Ended);
-        standings.insert(row.key_use(ring), standing);
+        let open = Standing::Open { records: row.records()? };
+        standings.insert(row.of.key_use(), row.of.outcome()?.map_or(open, Standing::Ended));
     }
     // A use that is nowhere was rolled back with the state it belonged to.
     let nowhere = Standing::Ended(Outcome::Reclaimed);
