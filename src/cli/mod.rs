@@ -269,14 +269,15 @@ const LARGE_INTAKE: u64 = 10_000;
 
 /// Brings the database up to date with so many new records, for the check-outs that follow.
 fn after_intake(store: &dyn Store, records: u64) -> Result<(), StoreError> {
-    if records > 0 {
-        store.analyze()?;
-    }
     if records >= LARGE_INTAKE
         && let Err(error) = store.vacuum()
     {
         // The records are in, and autovacuum comes to them in a while.
         tracing::warn!(%error, "could not vacuum the records");
+    }
+    // Last: a VACUUM only estimates how many records there are in the pages that it passes over.
+    if records > 0 {
+        store.analyze()?;
     }
     Ok(())
 }
